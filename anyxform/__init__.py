@@ -1,0 +1,16 @@
+"""anyxform: one Transformer, trained on any mixture of modalities, that converts anything into anything."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anyxform.pipeline import Pipeline
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(checkpoint: str = "starter", **options: Any) -> "Pipeline":
+    """Load a checkpoint as a callable, ``ax = load(path); ax("cat.png", to="text")``: see `anyxform.pipeline.load`."""
+    from anyxform.pipeline import load  # torch is imported only once a model is wanted
+
+    return load(checkpoint, **options)

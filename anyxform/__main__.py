@@ -1,0 +1,7 @@
+"""``python -m anyxform`` is the command `anyxform`."""
+
+import sys
+
+from anyxform.cli import main
+
+sys.exit(main())

@@ -1,0 +1,136 @@
+"""How queries reach keys: backends of the one definition `anyxform.sequence.may_attend`, and the cache for decoding.
+
+Each backend is called with queries ``[..., H, C]`` and keys and values ``[..., G, C]`` (see `anyxform.layers.Attend`).
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyxform.layers import Attend
+from anyxform.sequence import Segments, may_attend
+
+
+def packed_attention(segments: Segments, size: int, device: torch.device) -> Attend:
+    """The fastest backend for a packed row on this device. Measurements: docs/design.md."""
+    if device.type == "cuda":
+        return FlexAttention(segments, size, device)
+    return SegmentAttention(segments, size)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention of ``[B, H, T, C]``, groups of heads sharing keys and values."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+class DenseAttention:
+    """One mask over the whole row: the reference, and too slow for anything else."""
+
+    def __init__(self, segments: Segments, size: int) -> None:
+        self.mask = may_attend(segments, size)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        return _sdpa(q, k, v, self.mask.to(q.device))[0].transpose(0, 1)
+
+
+class SegmentAttention:
+    """A loop over the segments: the fastest on CPUs, as nothing is computed across segments.
+
+    In fp32 always: the CPU kernel's backward takes twice as long in bf16 (benchmarks/attention.py).
+    """
+
+    def __init__(self, segments: Segments, size: int) -> None:
+        self.segments = segments
+        self.padding = size - sum(segments.lengths)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        lengths = [*self.segments.lengths, self.padding]
+        # one split and one concatenation: slicing in a loop would make the backward quadratic
+        parts = [x.float().transpose(0, 1).split(lengths, dim=1) for x in (q, k, v)]
+        shapes = zip(self.segments.prefixes, self.segments.targets, self.segments.causal)
+        outputs = [_sdpa(a[None], b[None], c[None], _mask(*shape))[0] for a, b, c, shape in zip(*parts, shapes)]
+        outputs.append(parts[0][-1])  # padding is never read: passed through to keep the shape
+        return torch.cat(outputs, dim=1).transpose(0, 1).to(q.dtype)
+
+
+@lru_cache(maxsize=4096)
+def _mask(prefix: int, target: int, causal: bool) -> Tensor | None:
+    """The mask of one segment; None where everything is seen. Kept: lengths repeat from layer to layer, row to row."""
+    if target == 0:
+        return None
+    return may_attend(Segments([0], [prefix], [target], [causal]), prefix + target)
+
+
+class FlexAttention:
+    """A compiled block mask, for CUDA. Rows of one fixed size compile once."""
+
+    def __init__(self, segments: Segments, size: int, device: torch.device) -> None:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        segment, middle, causal = (part.to(device) for part in _per_token(segments, size))
+
+        def may(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+            own = (row >= middle[row]) & (~causal[row] | (column <= row))
+            return (segment[row] == segment[column]) & ((column < middle[row]) | own)
+
+        self.mask = create_block_mask(may, None, None, size, size, device=device)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        output = _compiled_flex(q.device.type)(q, k, v, block_mask=self.mask, enable_gqa=q.shape[1] != k.shape[1])
+        return output[0].transpose(0, 1)
+
+
+def _per_token(segments: Segments, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For each token: its segment, where that segment's target starts, and whether the target is causal.
+
+    Each token of padding is a segment of its own, with an empty prefix.
+    """
+    segment = -1 - torch.arange(size)
+    middle, causal = torch.arange(size), torch.ones(size, dtype=torch.bool)
+    columns = zip(segments.starts, segments.prefixes, segments.targets, segments.causal)
+    for number, (start, prefix, target, is_causal) in enumerate(columns):
+        tokens = slice(start, start + prefix + target)
+        segment[tokens], middle[tokens], causal[tokens] = number, start + prefix, is_causal
+    return segment, middle, causal
+
+
+@lru_cache(maxsize=2)
+def _compiled_flex(device: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
+
+
+class Recorder:
+    """Wraps a backend and keeps the keys and values that pass: how a prefix enters a cache."""
+
+    def __init__(self, attend: Attend) -> None:
+        self.attend = attend
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.keys, self.values = k, v
+        return self.attend(q, k, v)
+
+
+class CachedAttention:
+    """New tokens ``[B, T, H, C]`` look at a cache ``[B, S, G, C]`` and at one another.
+
+    Writes the new keys and values to the `slots` of the cache and attends under `mask` ``[B, 1, T, S]``.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, slots: slice, mask: Tensor) -> None:
+        self.keys, self.values, self.slots, self.mask = keys, values, slots, mask
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.keys[:, self.slots], self.values[:, self.slots] = k, v
+        end = self.slots.stop
+        keys, values = self.keys[:, :end].to(q.dtype), self.values[:, :end].to(q.dtype)
+        q, k, v = (x.transpose(1, 2) for x in (q, keys, values))
+        return _sdpa(q, k, v, self.mask[..., :end]).transpose(1, 2)

@@ -1,0 +1,203 @@
+"""Checkpoints and fitted tokenizers on disk: data only, never code.
+
+    tokenizer folder/      config.json  state.safetensors
+    checkpoint folder/     config.json  model.safetensors  modalities.safetensors
+
+Tensors are safetensors, everything else JSON; nothing is unpickled, and classes are only found among the installed
+plug-ins. Folders appear whole or not at all. What resuming needs beside these: `anyxform.resume`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from anyxform.modality import Modality, registry
+from anyxform.model import Transformer
+
+FORMAT = 1
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` to write into; it takes that name, in one step, once all of it is on disk."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    old = temporary.with_suffix(".old")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        if folder.exists():  # a rename cannot replace a folder that holds something
+            folder.rename(old)
+        temporary.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value; a ValueError says if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: the checkpoint or tokenizer is not whole") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): take another checkpoint, or copy it again") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors; a ValueError says if it is missing or broken."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: the checkpoint or tokenizer is not whole") from None
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): take another checkpoint, or copy it again") from error
+
+
+def save_modality(modality: Modality, folder: str | Path) -> None:
+    """Write a modality and its fitted tokenizer."""
+    with atomic_folder(Path(folder)) as temporary:
+        write_json(temporary / "config.json", {"format": FORMAT, "modality": modality.name, "config": modality.config()})
+        save_tensors(modality.state(), temporary / "state.safetensors")
+
+
+def load_modality(folder: str | Path, **changes: Any) -> Modality:
+    """Read what `save_modality` wrote; `changes` are arguments of the modality to be other than when it was fitted."""
+    folder = Path(folder)
+    saved = read_json(folder / "config.json")
+    if not isinstance(saved, dict) or "modality" not in saved or "config" not in saved:
+        raise ValueError(f"{folder} holds no tokenizer: give a folder that anyxform tokenizer wrote")
+    changed = {key: value for key, value in changes.items() if saved["config"].get(key) != value}
+    state = read_tensors(folder / "state.safetensors")
+    return _build(folder, saved["modality"], {**saved["config"], **changed}, state, changed)
+
+
+def _build(
+    folder: Path, name: str, config: Mapping[str, Any], state: dict[str, Tensor], changed: Mapping[str, Any] | None = None
+) -> Modality:
+    known = registry()
+    if name not in known:
+        raise ValueError(f"{folder} needs the modality {name!r}, which is not installed: see anyxform modalities")
+    try:
+        modality = known[name](**config)
+        modality.load_state(state)
+    except (TypeError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        hint = f"it was fitted without {dict(changed)}" if changed else "another version wrote it"
+        raise ValueError(f"{folder} does not fit the modality {name!r}: {hint} ({reason})") from error
+    return modality
+
+
+def save(
+    folder: Path,
+    model: Transformer,
+    modalities: Mapping[str, Modality],
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    directions: list[str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write what inference needs into an existing folder: `weights` (their average, say) or the model's own.
+
+    `directions` are those trained on; `facts` say how (plain values, for a model card).
+    """
+    config = {
+        "format": FORMAT,
+        "model": model.config(),
+        "conditions": list(model.condition_ids),
+        "modalities": {name: modality.config() for name, modality in modalities.items()},
+        "directions": list(directions or ()),
+        "facts": dict(facts or {}),
+    }
+    own = model_tensors(model)
+    states = {f"{name}.{key}": tensor for name, it in modalities.items() for key, tensor in it.state().items()}
+    save_tensors({name: (weights or own)[name] for name in own}, folder / "model.safetensors")
+    save_tensors(states, folder / "modalities.safetensors")
+    write_json(folder / "config.json", config)
+
+
+def load(folder: str | Path) -> tuple[Transformer, dict[str, Modality], dict[str, Any]]:
+    """The model (in evaluation mode), its modalities and config.json of a checkpoint, or of the newest one of a run.
+
+    ValueError, in one line: no checkpoint there, a file missing or broken, weights of another shape, a modality that
+    is not installed.
+    """
+    folder = find(folder)
+    config = read_json(folder / "config.json")
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{folder} has format {config.get('format')!r}, this version reads {FORMAT}: upgrade anyxform")
+    tensors = read_tensors(folder / "modalities.safetensors")
+    modalities = {}
+    for name, arguments in config["modalities"].items():
+        state = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+        modalities[name] = _build(folder, name, arguments, state)
+    try:
+        model = Transformer(modalities=modalities, conditions=config["conditions"], **config["model"])
+    except TypeError as error:
+        raise ValueError(f"{folder}/config.json does not describe a model of this version: {error}") from error
+    load_tensors(model_tensors(model), folder / "model.safetensors")
+    return model.eval(), modalities, config
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint that is meant by a path: itself, or the newest of a run's folder or of its `checkpoints`."""
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"there is no checkpoint at {path}: give the folder of a run or of one of its checkpoints")
+    if (path / "model.safetensors").exists() or (path / "config.json").exists():
+        return path
+    steps = sorted([*path.glob("step-*"), *path.glob("checkpoints/step-*")], key=lambda folder: folder.name)
+    if not steps:
+        raise ValueError(f"{path} holds no checkpoint: give the folder of a run or of one of its checkpoints")
+    return steps[-1]
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with each shared tensor once, under its first name."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    aliases = every.keys() - dict(model.named_parameters()).keys()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}
+
+
+@torch.no_grad()
+def load_tensors(own: Mapping[str, Tensor], path: Path) -> None:
+    """Copy a file's tensors into `own`, which must have exactly these names and shapes."""
+    saved = read_tensors(path)
+    for name in sorted(own.keys() | saved.keys()):
+        if name not in own or name not in saved:
+            where = "the model" if name in saved else "the file"
+            raise ValueError(f"{path} is of another model: {name} is not in {where}")
+        if own[name].shape != saved[name].shape:
+            raise ValueError(
+                f"{path} is of another model: {name} has shape {tuple(saved[name].shape)}, not {tuple(own[name].shape)}"
+            )
+        own[name].copy_(saved[name])
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors wants them: on the CPU, dense, none sharing memory with another."""
+    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, path)

@@ -1,0 +1,99 @@
+"""`anyxform tokenizer modality=NAME data=NAME`: train a modality's tokenizer, say how good it is, and save it."""
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from anyxform.checkpoint import save_modality, write_json
+from anyxform.cli.conf import compose
+from anyxform.dataset import field_values
+from anyxform.modality import Modality, get_modality
+
+HELD_OUT = 20
+"""One value in so many is held out of data whose shards are not split."""
+
+
+def main(overrides: list[str]) -> int:
+    """Run the command with hydra overrides; writes ``<out>/<modality>/`` and returns the exit code."""
+    config = compose("tokenizer", overrides)
+    console = Console(stderr=True)
+    arguments = dict(config["modality"])
+    modality = get_modality(arguments.pop("name"))(**arguments)
+    values, held_out = _read(modality, config, console)
+    console.print(f"{modality.name}: fitting on {len(values)} values, {len(held_out)} held out")
+    _fit(modality, values, steps=config["steps"], seed=config["seed"], console=console)
+    report = modality.report(held_out)
+    folder = Path(config["out"]) / modality.name
+    save_modality(modality, folder)
+    write_json(folder / "report.json", report)
+    modality.compare(held_out, str(folder / "compare.png"))
+    Console().print(_table(f"{modality.name} tokenizer on held-out data", report))
+    Console().print(f"saved in {folder}", soft_wrap=True)
+    return 0
+
+
+def _read(modality: Modality, config: Mapping[str, Any], console: Console) -> tuple[list[Any], list[Any]]:
+    """Training and held-out values; a broken one is counted and left out."""
+    data, broken = config["data"], list[str]()
+
+    def read(split: str, most: int) -> list[Any]:
+        return list(_load(modality, sample(field_values(data, modality.name, split), most, config["seed"]), broken))
+
+    values = read("train", config["max_values"])
+    if any("{split}" in str(dataset["shards"]) for dataset in data["datasets"].values()):
+        held_out = read("val", config["max_held_out"])
+    else:
+        held_out, values = values[::HELD_OUT], [v for number, v in enumerate(values) if number % HELD_OUT]
+    if broken:
+        console.print(f"[yellow]{len(broken)} values cannot be read and are left out; the first: {broken[0]}[/]")
+    if not values or not held_out:
+        raise ValueError(
+            f"the data hold too few {modality.name} values to train a tokenizer on "
+            f"({len(values)}, and {len(held_out)} held out): see data.datasets"
+        )
+    return values, held_out
+
+
+def sample(items: Iterable[bytes], most: int, seed: int) -> list[bytes]:
+    """At most `most` of the items, each with the same chance (reservoir sampling: no more than those are held)."""
+    chance, kept = random.Random(seed), list[bytes]()
+    for number, item in enumerate(items):
+        if len(kept) < most:
+            kept.append(item)
+        elif (place := chance.randrange(number + 1)) < most:
+            kept[place] = item
+    return kept
+
+
+def _load(modality: Modality, items: Iterable[bytes], broken: list[str]) -> Iterator[Any]:
+    for data in items:
+        try:
+            yield modality.load(data)
+        except ValueError as error:
+            broken.append(str(error))
+
+
+def _fit(modality: Modality, values: list[Any], *, steps: int | None, seed: int, console: Console) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("preparing", total=None)
+        for state in modality.fit(values, steps=steps, seed=seed):
+            step, total = int(state["step"]), int(state["steps"])
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in state.items() if name not in ("step", "steps"))
+            progress.update(task, completed=step, total=total, description=numbers)
+            if not console.is_terminal and (step == total or step % max(1, total // 20) == 0):
+                console.print(f"step {step} of {total}  {numbers}", soft_wrap=True)
+
+
+def _table(title: str, report: Mapping[str, float]) -> Table:
+    table = Table(title=title)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in report.items():
+        table.add_row(name.replace("_", " "), f"{value:.4g}")
+    return table

@@ -1,0 +1,329 @@
+"""From shards to packed rows: order → sample → direction → example → row. Every step depends on (seed, index) alone.
+
+Indices are taken in pools of consecutive ones; each pool is packed by itself, so a pool and a row in it say where to go
+on, exactly, whatever the number of workers.
+"""
+
+import math
+import pickle
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from anyxform.dataset import Dataset, Reader
+from anyxform.directions import Directions
+from anyxform.field import Direction, Field
+from anyxform.modality import Modality
+from anyxform.order import Order, rng
+from anyxform.sequence import Batch, Example, Source, Target, marker, pack
+
+Position = dict[str, int]
+"""``{"pool": p, "row": r}``: the next row."""
+CODES_KEPT = 200_000
+"""Targets whose codes a process keeps: they never change."""
+
+
+def condition_names(datasets: Mapping[str, Dataset], modalities: Mapping[str, Modality]) -> list[str]:
+    """Every attribute of a field in these datasets, and every modality's marker: what a target can be asked by."""
+    attributes = {
+        attribute
+        for dataset in datasets.values()
+        for number in range(len(dataset))
+        for found in dataset.fields(number)
+        for attribute in found.attributes
+    }
+    return [*sorted(attributes), *(marker(name) for name in sorted(modalities))]
+
+
+class Codes:
+    """Targets as codes, the last ones kept."""
+
+    def __init__(self, modalities: Mapping[str, Modality], keep: int = CODES_KEPT) -> None:
+        self.modalities, self.keep = modalities, keep
+        self._kept: OrderedDict[tuple[str, int, Field], Tensor] = OrderedDict()
+
+    def __call__(self, place: tuple[str, int, Field], read: Reader) -> Tensor:
+        """Codes ``[T, K]`` of the field at a place (dataset, sample, field)."""
+        if place in self._kept:
+            self._kept.move_to_end(place)
+            return self._kept[place]
+        modality = self.modalities[place[2].modality]
+        with torch.no_grad():
+            codes = modality.codes(modality.preprocess(modality.load(read())))
+        codes = codes.reshape(len(codes), -1)
+        self._kept[place] = codes
+        if len(self._kept) > self.keep:
+            self._kept.popitem(last=False)
+        return codes
+
+
+def source(modality: Modality, value: Any, train: bool = False, generator: torch.Generator | None = None) -> Source:
+    """A value as a source of an example; augmented if `train`."""
+    tensor = modality.preprocess(value, train=train, generator=generator)
+    return Source(modality.name, tensor, modality.source_positions(tensor))
+
+
+def target(modality: Modality, codes: Tensor, generator: torch.Generator | None = None, masked: bool | None = None) -> Target:
+    """Codes ``[T, K]`` as a target. If masked, a share cos(πu/2) of the tokens is hidden, u uniform (arXiv 2202.04200)."""
+    hidden = None
+    if modality.decoding == "masked" if masked is None else masked:
+        share = math.cos(0.5 * math.pi * float(torch.rand((), generator=generator)))
+        order = torch.rand(len(codes), generator=generator).argsort()
+        hidden = torch.zeros(len(codes), dtype=torch.bool)
+        hidden[order[: max(1, math.ceil(share * len(codes)))]] = True
+    positions = modality.code_positions(len(codes))
+    return Target(modality.name, codes, positions, modality.vocab_size, modality.fixed_length, hidden)
+
+
+def conditions(wanted: Field) -> tuple[str, ...]:
+    """What asks for a field: its attributes, then its modality's marker."""
+    return (*wanted.attributes, marker(wanted.modality))
+
+
+@dataclass
+class Counts:
+    """What happened to the samples of a pool: how many were used, what was left out, and why."""
+
+    samples: int = 0
+    without_direction: int = 0
+    broken: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, other: "Counts") -> None:
+        self.samples += other.samples
+        self.without_direction += other.without_direction
+        self.broken += other.broken
+        self.reasons = (self.reasons + other.reasons)[:100]
+
+
+class Examples:
+    """The example that stands at a global index."""
+
+    def __init__(
+        self,
+        datasets: Mapping[str, Dataset],
+        modalities: Mapping[str, Modality],
+        directions: Directions,
+        order: Order,
+        *,
+        train: bool = True,
+        condition_dropout: float = 0.1,
+        attribute_dropout: float = 0.1,
+    ) -> None:
+        self.datasets, self.modalities, self.directions, self.order = datasets, modalities, directions, order
+        self.train, self.condition_dropout, self.attribute_dropout = train, condition_dropout, attribute_dropout
+        self.codes = Codes(modalities)
+
+    def __call__(self, index: int, counts: Counts) -> Example | None:
+        """None, counted with its reason, where the sample is broken or has no direction that is trained."""
+        draw = self.order[index]
+        dataset = self.datasets[draw.dataset]
+        sample = dataset.samples[draw.number]
+        counts.samples += 1
+        where = f"{sample.shard}: {sample.key}"
+        try:
+            fields = {f: read for f, read in dataset.fields(draw.number).items() if f.modality in self.modalities}
+            first, second, *drops = rng(draw.seed).random(8).tolist()
+            direction = self.directions.draw(fields, first, second)
+            if direction is None:
+                counts.without_direction += 1
+                return None
+            where = f"{sample.shard}: {sample.key} ({direction})"
+            return self._make(draw.dataset, draw.number, fields, direction, draw.seed, drops)
+        except ValueError as error:
+            counts.broken += 1
+            counts.reasons.append(f"{where}: {error}")
+            return None
+
+    def _make(
+        self, name: str, number: int, fields: Mapping[Field, Reader], direction: Direction, seed: int, drops: list[float]
+    ) -> Example:
+        generator = torch.Generator().manual_seed(seed)
+        wanted = direction.target
+        codes = self.codes((name, number, wanted), fields[wanted])
+        asked = conditions(wanted)
+        sources: list[Source] = []
+        if self.train and drops[0] < self.attribute_dropout:
+            asked = (*wanted.attributes[:1], asked[-1])  # so that audio:fr can be asked for where the data say audio:fr-phone
+        if not (self.train and drops[1] < self.condition_dropout):  # else without sources, for guidance
+            for found in direction.sources:
+                modality = self.modalities[found.modality]
+                sources.append(source(modality, modality.load(fields[found]()), self.train, generator))
+        made = target(self.modalities[wanted.modality], codes, generator)
+        return Example(self.datasets[name].samples[number].key, str(direction), tuple(sources), asked, made)
+
+
+def balance(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Which of these lengths go together into rows of at most `size`: as few rows as fit, evenly full.
+
+    The longest first, each into the emptiest row: every row then holds long and short ones alike, so that no row is of
+    one kind, as it would be after sorting.
+    """
+    count = max(1, math.ceil(sum(lengths) / size))
+    longest_first = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
+    while True:
+        rows: list[list[int]] = [[] for _ in range(count)]
+        used = [0] * count
+        for number in longest_first:
+            row = used.index(min(used))
+            if used[row] + lengths[number] > size:
+                break
+            rows[row].append(number)
+            used[row] += lengths[number]
+        else:
+            return [sorted(row) for row in rows if row]
+        count += 1
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How rows are made: tokens of a row, indices of a pool, and whether rows are padded to their full size."""
+
+    tokens_per_row: int = 4096
+    pool: int = 1024
+    pad: bool = False
+
+
+def pool_rows(
+    examples: Examples, condition_ids: dict[str, int], pool: int, options: RowOptions, seed: int
+) -> tuple[list[Batch], Counts]:
+    """All rows of one pool, in a shuffled order, and what became of its samples."""
+    counts = Counts()
+    made = [examples(index, counts) for index in range(pool * options.pool, (pool + 1) * options.pool)]
+    fitting: list[Example] = []
+    for example in filter(None, made):
+        if len(example) > options.tokens_per_row:
+            counts.broken += 1
+            counts.reasons.append(
+                f"{example.key} ({example.direction}): {len(example)} tokens are more than data.tokens_per_row={options.tokens_per_row}"
+            )
+        else:
+            fitting.append(example)
+    rows = balance([len(example) for example in fitting], options.tokens_per_row) if fitting else []
+    size = options.tokens_per_row if options.pad else None
+    packed = [pack([fitting[number] for number in row], condition_ids, size) for row in rows]
+    return [packed[i] for i in rng(seed, 3, pool).permutation(len(packed))], counts
+
+
+class _Pools(IterableDataset[bytes]):
+    """The pools from one on, those of this worker; each as bytes, as tensors sent singly use up file descriptors."""
+
+    def __init__(self, rows: "Rows", first: int) -> None:
+        self.rows, self.first = rows, first
+
+    def __iter__(self) -> Iterator[bytes]:
+        torch.set_num_threads(1)
+        info = get_worker_info()
+        number, step = (info.id, info.num_workers) if info else (0, 1)
+        pool = self.first + number
+        while True:
+            yield pickle.dumps(self.rows.pool(pool))
+            pool += step
+
+
+class Rows:
+    """The endless stream of packed rows for training, with the position behind each.
+
+    A share of broken samples above `max_broken`, among at least 200, stops it with a ValueError that names the first.
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, Dataset],
+        modalities: Mapping[str, Modality],
+        condition_ids: dict[str, int],
+        *,
+        directions: Mapping[str, float],
+        hold_out: Sequence[str] = (),
+        weights: Mapping[str, float] | None = None,
+        seed: int = 0,
+        tokens_per_row: int = 4096,
+        pool: int = 1024,
+        pad: bool = False,
+        num_workers: int = 0,
+        max_broken: float = 0.01,
+        condition_dropout: float = 0.1,
+        attribute_dropout: float = 0.1,
+        train: bool = True,
+    ) -> None:
+        order = Order({name: len(dataset) for name, dataset in datasets.items()}, weights, seed)
+        self.examples = Examples(
+            datasets,
+            modalities,
+            Directions(directions, hold_out),
+            order,
+            train=train,
+            condition_dropout=condition_dropout,
+            attribute_dropout=attribute_dropout,
+        )
+        self.condition_ids, self.seed, self.num_workers, self.max_broken = condition_ids, seed, num_workers, max_broken
+        self.options = RowOptions(tokens_per_row, pool, pad)
+        self.counts = Counts()
+        self.tokens = Counter[str]()
+        self._check(datasets)
+
+    def _check(self, datasets: Mapping[str, Dataset]) -> None:
+        damage = [line for dataset in datasets.values() for line in dataset.damage]
+        self.counts.reasons += damage[:100]
+        kinds = {tuple(f for f in d.fields(n) if f.modality in self.examples.modalities)
+                 for d in datasets.values() for n in range(min(len(d), 200))}  # fmt: skip
+        if not any(self.examples.directions.fitting(fields) for fields in kinds):
+            raise ValueError(
+                f"no sample has a direction that fits data.directions={list(self.examples.directions.weights)}: "
+                f"the data have {sorted({str(f) for fields in kinds for f in fields})[:20]}"
+            )
+
+    @property
+    def padding(self) -> float:
+        """The share of full rows' tokens, so far, that no example filled."""
+        return 1 - self.tokens["used"] / max(1, self.tokens["size"])
+
+    def pool(self, number: int) -> tuple[list[Batch], Counts]:
+        return pool_rows(self.examples, self.condition_ids, number, self.options, self.seed)
+
+    def from_position(self, position: Position | None = None) -> Iterator[tuple[Batch, Position]]:
+        """Rows from a position on, each with the position behind it."""
+        pool, skip = (position["pool"], position["row"]) if position else (0, 0)
+        empty = 0
+        for rows, counts in self._pools(pool):
+            self._count(rows, counts)
+            empty = 0 if rows else empty + 1
+            if empty == 10:
+                raise ValueError(f"{10 * self.options.pool} samples in a row gave nothing to train on: {self._reasons()}")
+            for number in range(skip, len(rows)):
+                behind = number + 1
+                last = behind == len(rows)
+                yield rows[number], {"pool": pool + 1, "row": 0} if last else {"pool": pool, "row": behind}
+            pool, skip = pool + 1, 0
+
+    def _pools(self, first: int) -> Iterator[tuple[list[Batch], Counts]]:
+        if self.num_workers == 0:
+            while True:
+                yield self.pool(first)
+                first += 1
+        loader = DataLoader(
+            _Pools(self, first),
+            batch_size=None,
+            num_workers=self.num_workers,
+            prefetch_factor=1,
+            multiprocessing_context="spawn",  # forked children of a process that has used OpenMP may hang
+        )
+        for data in loader:  # workers take turns, so pools come in order
+            yield pickle.loads(data)
+
+    def _count(self, rows: list[Batch], counts: Counts) -> None:
+        self.tokens.update(used=sum(row.num_tokens for row in rows), size=len(rows) * self.options.tokens_per_row)
+        self.counts.add(counts)
+        broken, samples = self.counts.broken, self.counts.samples
+        if samples >= 200 and broken > self.max_broken * samples:
+            raise ValueError(
+                f"{broken} of {samples} samples are broken, more than data.max_broken={self.max_broken:g}: {self._reasons()}"
+            )
+
+    def _reasons(self) -> str:
+        return "; ".join(self.counts.reasons[:3]) or "no sample has a direction that is trained"

@@ -1,0 +1,97 @@
+"""The parts of a Transformer block: RMSNorm, multi-axis rotary positions, grouped-query attention, SwiGLU.
+
+With positions of one axis this is exactly a Qwen3 block. Letters: N tokens, H heads, G key/value heads, C head size.
+How attention reaches other tokens (a packed row, a cache) is an argument: see `anyxform.attention`.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines, each ``[..., N, 1, C]``."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries ``[..., N, H, C]``, keys and values ``[..., N, G, C]`` to outputs ``[..., N, H, C]``."""
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (arXiv 1910.07467), in the dtype of its input."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # a weight of another dtype than x leaves the fused kernel
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rope(positions: Tensor, head_dim: int, theta: float) -> Rope:
+    """Rotary angles (arXiv 2104.09864) of positions ``[..., N, A]``: frequency i turns with axis i mod A.
+
+    Interleaving gives each axis both slow and fast frequencies; equal axes give the ordinary one-axis rotation.
+    """
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    axis = torch.arange(head_dim // 2, device=positions.device) % positions.shape[-1]
+    angles = positions[..., axis].float() * theta**-exponents  # [..., N, C/2]
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Turn queries or keys ``[..., N, H, C]`` by their positions' angles."""
+    cos, sin = (part.to(x.dtype) for part in rope)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normalised queries and keys: mixed modalities diverge without (arXiv 2405.09818)."""
+
+    def __init__(self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, norm_eps: float = 1e-6) -> None:
+        super().__init__()
+        self.sizes = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
+        self.head_dim = head_dim
+        self.qkv = nn.Linear(dim, sum(self.sizes), bias=False)
+        self.q_norm = RMSNorm(head_dim, norm_eps)
+        self.k_norm = RMSNorm(head_dim, norm_eps)
+        self.out = nn.Linear(num_heads * head_dim, dim, bias=False)
+
+    def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x).split(self.sizes, dim=-1))
+        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
+        return self.out(attend(q, k, v).flatten(-2))
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP without biases (arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * hidden_dim, bias=False)
+        self.down = nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block."""
+
+    def __init__(
+        self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, hidden_dim: int, norm_eps: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(dim, norm_eps)
+        self.attention = Attention(dim, num_heads, num_kv_heads, head_dim, norm_eps)
+        self.norm2 = RMSNorm(dim, norm_eps)
+        self.mlp = SwiGLU(dim, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), rope, attend))
+        return x + self.dropout(self.mlp(self.norm2(x)))

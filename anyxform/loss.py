@@ -1,0 +1,58 @@
+"""From a model and a batch to losses: cross-entropy per modality, z-loss, length of masked targets, early exits."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyxform.model import Transformer
+from anyxform.sequence import Batch, PackedTargets
+
+Z_LOSS = 1e-4
+"""Keeps the logarithm of the softmax' denominator near 0 (arXiv 2202.08906)."""
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy plus z-loss of logits ``[m, K, V + 1]`` under labels ``[m, K]``: ``[m]``, mean over codebooks."""
+    log_z = logits.logsumexp(dim=-1)
+    chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return (log_z - chosen + Z_LOSS * log_z.square()).mean(dim=-1)
+
+
+def batch_loss(
+    model: Transformer,
+    batch: Batch,
+    *,
+    exits: Sequence[int] = (),
+    exit_weight: float = 0.1,
+    length_weight: float = 0.1,
+    weights: Mapping[str, float] | None = None,
+) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
+    """The sum of all losses of a batch, to be divided by the labels of the whole step; and each direction's share.
+
+    `exits` are numbers of blocks after which the stream is read as well, each with `exit_weight`; `weights` scale the
+    loss of target modalities. The shares are ``{direction: (sum of its cross-entropies, labels)}``, detached.
+    """
+    *early, last = model.states(batch, exits)
+    total = last.new_zeros((), dtype=torch.float32)
+    shares = torch.zeros(len(batch.directions), device=last.device)
+    counts = torch.zeros(len(batch.directions), device=last.device)
+    for name, target in batch.targets.items():
+        weight = 1.0 if weights is None else weights.get(name, 1.0)
+        for states, scale in [*((states, exit_weight) for states in early), (last, 1.0)]:
+            logits = model.targets[name].logits(states[target.label_index])
+            losses = token_losses(logits, target.labels)
+            total = total + weight * scale * losses.sum()
+        total = total + weight * length_weight * _length_loss(model, name, target, last)
+        shares.index_add_(0, target.label_directions, losses.detach())
+        counts.index_add_(0, target.label_directions, torch.ones_like(losses))
+    per_direction = {d: (share, int(n)) for d, share, n in zip(batch.directions, shares, counts.tolist()) if n}
+    return total, per_direction
+
+
+def _length_loss(model: Transformer, name: str, target: PackedTargets, states: Tensor) -> Tensor:
+    head = model.targets[name].length
+    if head is None or not len(target.length_index):
+        return states.new_zeros((), dtype=torch.float32)
+    return F.cross_entropy(head(states[target.length_index]).float(), target.length_labels, reduction="sum")

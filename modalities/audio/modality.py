@@ -1,0 +1,168 @@
+"""The audio plug-in: log-mel frames in, codes of a neural tokenizer out. F frames, M bands, T tokens, K codebooks."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import jiwer
+import torch
+import torchaudio.functional as AF
+from torch import Tensor, nn
+
+from anyxform.modality import Modality, Score
+from modalities.audio import judge, spectrogram, waveform
+from modalities.audio.augment import augment
+from modalities.audio.waveform import SAMPLE_RATE, Waveform
+
+STRIDE = 4
+"""Frames of a token, on either side of the model: 20 tokens a second."""
+VOCODERS: dict[str, Callable[[Tensor], Tensor]] = {"griffin-lim": spectrogram.griffin_lim}
+"""From frames ``[F, M]`` to samples at 16 kHz. A trained one registers itself here by name."""
+MAX_COMPARED = 6
+
+
+class Audio(Modality):
+    """Mono recordings (`Waveform`), whose preprocessed tensor is normalised log-mel frames ``[F, 80]``, F a multiple of 4."""
+
+    name: ClassVar[str] = "audio"
+    extensions: ClassVar[tuple[str, ...]] = ("wav", "flac", "ogg", "opus", "mp3")
+    decoding: ClassVar = "masked"
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"lsd", "duration_error", "judge_wer", "judge_cer"})
+
+    def __init__(
+        self,
+        max_seconds: float = 6.0,
+        levels: Sequence[int] = (8, 5, 5, 5),
+        num_codebooks: int = 4,
+        width: int = 192,
+        augment: float = 1.0,
+        vocoder: str = "griffin-lim",
+    ) -> None:
+        """
+        `max_seconds`: longer recordings are refused. `levels`: of each of `num_codebooks` quantisers, whose product is
+        a codebook's size. `width`: channels of the tokenizer. `augment`: strength in training, 0 for none.
+        """
+        if max_seconds <= 0 or num_codebooks < 1 or not 0 <= augment <= 1:
+            raise ValueError(
+                f"audio needs max_seconds > 0, num_codebooks >= 1 and augment from 0 to 1, not {max_seconds}, {num_codebooks}, {augment}"
+            )
+        if vocoder not in VOCODERS:
+            raise ValueError(f"audio has no vocoder {vocoder!r}: use one of {', '.join(VOCODERS)}")
+        self._config = {
+            "max_seconds": max_seconds, "levels": list(levels), "num_codebooks": num_codebooks, "width": width,
+            "augment": augment, "vocoder": vocoder,
+        }  # fmt: skip
+        self.max_seconds, self.augment, self.vocoder = max_seconds, augment, vocoder
+        self.num_codebooks = num_codebooks
+        self.vocab_size = math.prod(levels)
+        self.max_length = math.ceil(max_seconds * SAMPLE_RATE / (spectrogram.HOP * STRIDE))
+        self.tokenizer = _tokenizer(tuple(levels), num_codebooks, width)
+
+    def load(self, data: bytes) -> Waveform:
+        return waveform.read(data)
+
+    def save(self, value: Waveform) -> bytes:
+        return waveform.write(value)
+
+    def preprocess(self, value: Waveform, train: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        if value.seconds > self.max_seconds:
+            raise ValueError(f"the recording lasts {value.seconds:.1f} s, longer than max_seconds={self.max_seconds:g}: cut it")
+        frames = spectrogram.log_mel(AF.resample(value.samples, value.sample_rate, SAMPLE_RATE), STRIDE)
+        return augment(frames, generator, self.augment, STRIDE) if train and self.augment else frames
+
+    def source_positions(self, tensor: Tensor) -> Tensor:
+        return torch.arange(len(tensor) // STRIDE)[:, None]
+
+    def front_end(self, dim: int) -> nn.Module:
+        from modalities.audio.front_end import ConvStem
+
+        return ConvStem(dim)
+
+    def codes(self, tensor: Tensor) -> Tensor:
+        return self.tokenizer.encode(tensor[None])[0]
+
+    def code_positions(self, length: int) -> Tensor:
+        return torch.arange(length)[:, None]
+
+    def from_codes(self, codes: Tensor) -> Waveform:
+        frames = self.tokenizer.decode(codes.reshape(1, -1, self.num_codebooks))[0]
+        return Waveform(VOCODERS[self.vocoder](frames))
+
+    def fit(self, values: Sequence[Waveform], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
+        from modalities.audio.tokenizer import train
+
+        if not values:
+            raise ValueError("there is no recording to fit a tokenizer on")
+        yield from train(self.tokenizer, [self.preprocess(value) for value in values], steps=steps, seed=seed)
+
+    def report(self, values: Sequence[Waveform]) -> dict[str, float]:
+        """Log-spectral distance of reconstructed frames (dB), codes used and rates."""
+        if not values:
+            raise ValueError("there is no recording to report on")
+        distances, used = [], torch.zeros(self.num_codebooks, self.vocab_size)
+        for value in values:
+            frames = self.preprocess(value)
+            codes = self.codes(frames)
+            distances.append(spectrogram.distance(self.tokenizer.decode(codes[None])[0], frames))
+            for book, row in enumerate(codes.T):
+                used[book] += row.bincount(minlength=self.vocab_size)
+        rate = SAMPLE_RATE / (spectrogram.HOP * STRIDE)
+        return {
+            "log_spectral_distance": sum(distances) / len(distances),
+            "tokens_per_second": rate,
+            "bits_per_second": rate * self.num_codebooks * math.log2(self.vocab_size),
+            "codes_used": int((used > 0).sum()),
+            "codebook_usage": float((used > 0).float().mean()),
+        }
+
+    def compare(self, values: Sequence[Waveform], path: str) -> None:
+        """A PNG: spectrograms of recordings, each above that of its reconstruction; low bands below."""
+        from modalities.audio.picture import spectrograms
+
+        frames = [self.preprocess(value) for value in values[:MAX_COMPARED]]
+        again = [self.tokenizer.decode(self.codes(clip)[None])[0] for clip in frames]
+        spectrograms([clip for pair in zip(frames, again) for clip in pair]).save(path, "PNG")
+
+    def config(self) -> dict[str, Any]:
+        return dict(self._config)
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.tokenizer.state_dict())
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.tokenizer.load_state_dict(state)
+
+    def metrics(self, predicted: Waveform, reference: Waveform) -> dict[str, Score]:
+        """Log-spectral distance (dB), the prediction stretched to the reference's length, and the difference in seconds."""
+        frames = [spectrogram.log_mel(AF.resample(v.samples, v.sample_rate, SAMPLE_RATE), 1) for v in (predicted, reference)]
+        return {
+            "lsd": Score(spectrogram.distance(frames[0], frames[1])),
+            "duration_error": Score(abs(predicted.seconds - reference.seconds)),
+        }
+
+    def judge(
+        self, predicted: Sequence[Waveform], references: Sequence[Waveform], texts: Sequence[str]
+    ) -> dict[str, list[Score]]:
+        """`judge_wer`, `judge_cer`: of what Whisper tiny.en hears, against the English text; weighted by its length."""
+        if not predicted or not judge.installed():
+            return {}
+        scores: dict[str, list[Score]] = {"judge_wer": [], "judge_cer": []}
+        for heard, text in zip(judge.transcribe(predicted), texts):
+            wanted, got = judge.normalised(text) or "-", judge.normalised(heard)
+            scores["judge_wer"].append(Score(jiwer.wer(wanted, got), len(wanted.split())))
+            scores["judge_cer"].append(Score(jiwer.cer(wanted, got), len(wanted)))
+        return scores
+
+    def example(self, generator: torch.Generator) -> Waveform:
+        pitch, seconds = 200 + 400 * float(torch.rand((), generator=generator)), 0.3
+        time = torch.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+        return Waveform(0.5 * torch.sin(2 * math.pi * pitch * time))
+
+
+def _tokenizer(levels: tuple[int, ...], num_codebooks: int, width: int) -> Any:
+    """A tokenizer whose first weights are always the same, so that an unfitted one is a function too."""
+    from modalities.audio.tokenizer import Tokenizer  # its quantiser takes seconds to import
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Tokenizer(levels, num_codebooks, width).eval().requires_grad_(False)

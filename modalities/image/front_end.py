@@ -1,0 +1,100 @@
+"""The continuous source side: a small convolutional stem, or a timm backbone. Letters: B pictures, S side, D width."""
+
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+
+
+class ConvStem(nn.Module):
+    """Pictures ``[B, 3, S, S]`` to one token a patch ``[B·T, D]``, rows first.
+
+    Convolutions of stride 2 down to the grid train faster than one matrix a patch (arXiv 2106.14881).
+    """
+
+    def __init__(self, patch_size: int, dim: int, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for _ in range(patch_size.bit_length() - 1):  # patch_size is a power of two
+            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.GELU()]
+            channels, width = width, 2 * width
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, dim, 1))
+
+    def forward(self, values: Tensor, lengths: list[int]) -> Tensor:
+        x = self.layers(values.contiguous(memory_format=torch.channels_last))
+        return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+class Backbone(nn.Module):
+    """The last features of a timm model ``[B·T, D]``; a frozen one stays in evaluation mode and gets no gradient.
+
+    Pictures are enlarged to `size` pixels and normalised as the model's own configuration says.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, dim: int, *, size: int, pretrained: bool = False, frozen: bool = False) -> None:
+        super().__init__()
+        self.model = create(name, size, pretrained)
+        self.size, self.frozen = size, frozen
+        self.project = nn.Linear(self.model.num_features, dim)
+        self.norm = nn.LayerNorm(self.model.num_features)
+        for statistic in ("mean", "std"):
+            value = torch.tensor(self.model.pretrained_cfg[statistic]).view(3, 1, 1)
+            self.register_buffer(statistic, value, persistent=False)
+        self.model.requires_grad_(not frozen)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+        return self
+
+    def forward(self, values: Tensor, lengths: list[int]) -> Tensor:
+        x = values
+        if x.shape[-1] != self.size:
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        x = ((x + 1) / 2 - self.mean) / self.std
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens = features(self.model, x)
+        return self.project(self.norm(tokens.flatten(0, -2)))
+
+
+def create(name: str, size: int, pretrained: bool) -> Any:
+    """A timm model without its classifier; ValueError if timm has none of that name or it cannot take that size."""
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
+        raise ValueError(f"timm has no model {name!r} (near it: {near or 'none'}); see timm.list_models()")
+    published = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"num_classes": 0}
+    if published is not None and published.fixed_input_size:  # a vision transformer builds its positions for one size
+        options["img_size"] = size
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except (AssertionError, TypeError) as error:
+        raise ValueError(f"the timm model {name!r} takes no pictures of {size} pixels: {error}") from error
+
+
+def features(model: Any, x: Tensor) -> Tensor:
+    """The model's last features, channels last, without class tokens: ``[B, rows, columns, C]`` or ``[B, T, C]``."""
+    x = model.forward_features(x)
+    if x.ndim == 3:
+        return x[:, getattr(model, "num_prefix_tokens", 0) :]
+    return x.movedim(1, -1) if x.shape[1] == model.num_features != x.shape[-1] else x
+
+
+def grid(name: str, size: int) -> Grid:
+    """Rows and columns of a backbone's features, found on the meta device: nothing is computed or downloaded."""
+    with torch.device("meta"), torch.no_grad():
+        shape = features(create(name, size, pretrained=False), torch.empty(1, 3, size, size)).shape
+    if len(shape) == 4:
+        return shape[1], shape[2]
+    side = round(shape[1] ** 0.5)
+    return (side, side) if side * side == shape[1] else (1, shape[1])

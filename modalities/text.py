@@ -1,0 +1,176 @@
+"""Text: byte-level BPE, so that any unicode is read and written without an unknown token.
+
+Letters: T tokens of one text, N tokens of all texts of a batch, D width.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import jiwer
+import sacrebleu
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+from anyxform.modality import Modality, Score
+
+WORDS = ("a", "red", "fish", "une", "grenouille", "verte", "тигр", "和", "🐸", "d'été")
+
+
+class Text(Modality):
+    """Unicode strings.
+
+    A text is put into Unicode's normal form C, which looks the same and means the same: typed and composed accents
+    are then the same tokens. Nothing else is changed; case, punctuation and spaces come back as they went in.
+    """
+
+    name: ClassVar[str] = "text"
+    extensions: ClassVar[tuple[str, ...]] = ("txt",)
+    literal: ClassVar[bool] = True
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"wer", "cer"})
+
+    def __init__(self, vocab_size: int = 4096, max_length: int = 128, tokenizer: str | None = None) -> None:
+        """`vocab_size`: the most tokens that `fit` may make; `tokenizer`: the JSON of a fitted byte-level tokenizer.
+
+        Without one, the tokens are the 256 bytes. `max_length` counts tokens.
+        """
+        if vocab_size < 256 or max_length < 1:
+            raise ValueError(f"text needs vocab_size >= 256 and max_length >= 1, not {vocab_size} and {max_length}")
+        self.largest_vocab_size = vocab_size
+        self.max_length = max_length
+        self._use(_byte_tokenizer() if tokenizer is None else _read(tokenizer))
+        self.fitted = tokenizer is not None
+
+    def _use(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = tokenizer.get_vocab_size()
+
+    def load(self, data: bytes) -> str:
+        try:
+            text = data.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the text is not UTF-8 ({error.reason} at byte {error.start}): convert it") from None
+        if not text:
+            raise ValueError("the text is empty")
+        return text
+
+    def save(self, value: str) -> bytes:
+        return value.encode("utf-8")
+
+    def preprocess(self, value: str, train: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        ids = self._encode(value)
+        if not ids:
+            raise ValueError("the text is empty")
+        if len(ids) > self.max_length:
+            raise ValueError(
+                f"the text {value[:40]!r}… has {len(ids)} tokens, more than max_length={self.max_length}: "
+                "split it, or train with a larger modality.text.max_length"
+            )
+        return torch.tensor(ids)
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text holds half a surrogate pair at character {error.start}: not unicode") from None
+        return self.tokenizer.encode(unicodedata.normalize("NFC", text)).ids
+
+    def source_positions(self, tensor: Tensor) -> Tensor:
+        return self.code_positions(len(tensor))
+
+    def front_end(self, dim: int) -> nn.Module:
+        return TokenEmbedding(self.vocab_size, dim)
+
+    def codes(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def code_positions(self, length: int) -> Tensor:
+        return torch.arange(length).unsqueeze(1)
+
+    def from_codes(self, codes: Tensor) -> str:
+        """Bytes that are not UTF-8, as a model may produce, become U+FFFD."""
+        return self.tokenizer.decode(codes.flatten().tolist())
+
+    def fit(self, values: Sequence[str], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
+        """Learn merges (there is no step to count and no chance in it)."""
+        if not values:
+            raise ValueError("there is no text to fit a tokenizer on")
+        yield {"step": 0, "steps": 1, "vocab_size": self.vocab_size}
+        tokenizer = _byte_tokenizer()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.largest_vocab_size,
+            min_frequency=2,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator((unicodedata.normalize("NFC", value) for value in values), trainer)
+        self._use(tokenizer)
+        self.fitted = True
+        yield {"step": 1, "steps": 1, "vocab_size": self.vocab_size}
+
+    def report(self, values: Sequence[str]) -> dict[str, float]:
+        """Bytes per token, tokens per text, the share of texts beyond `max_length`, codes in use."""
+        if not values:
+            raise ValueError("there is no text to report on")
+        texts = [self._encode(value) for value in values]
+        lengths = [len(ids) for ids in texts]
+        used = Counter(token for ids in texts for token in ids)
+        return {
+            "bytes_per_token": sum(len(value.encode()) for value in values) / sum(lengths),
+            "tokens_per_text": sum(lengths) / len(values),
+            "longest": max(lengths),
+            "too_long": sum(length > self.max_length for length in lengths) / len(values),
+            "codes_used": len(used),
+            "codebook_usage": len(used) / self.vocab_size,
+        }
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "vocab_size": self.largest_vocab_size,
+            "max_length": self.max_length,
+            "tokenizer": self.tokenizer.to_str() if self.fitted else None,
+        }
+
+    def metrics(self, predicted: str, reference: str) -> dict[str, Score]:
+        """Case and punctuation count; error rates weigh by the reference's length; chrF and BLEU reach 100."""
+        predicted, reference = (unicodedata.normalize("NFC", text).strip() for text in (predicted, reference))
+        return {
+            "exact": Score(float(predicted == reference)),
+            "wer": Score(jiwer.wer(reference, predicted), max(1, len(reference.split()))),
+            "cer": Score(jiwer.cer(reference, predicted), max(1, len(reference))),
+            "chrf": Score(min(100.0, sacrebleu.sentence_chrf(predicted, [reference]).score)),
+            "bleu": Score(min(100.0, sacrebleu.sentence_bleu(predicted, [reference], use_effective_order=True).score)),
+        }
+
+    def example(self, generator: torch.Generator) -> str:
+        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (3,), generator=generator).tolist())
+
+
+class TokenEmbedding(nn.Module):
+    """Ids ``[N]`` to embeddings ``[N, D]``."""
+
+    def __init__(self, vocab_size: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, dim)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, values: Tensor, lengths: list[int]) -> Tensor:
+        return self.table(values)
+
+
+def _byte_tokenizer() -> Tokenizer:
+    """The 256 bytes and no merges."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={byte: number for number, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _read(json: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(json)
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"the text tokenizer's JSON cannot be read: {error}") from None

@@ -1,0 +1,97 @@
+"""Text: nothing is lost on the way through tokens, and its scores are those of jiwer and sacrebleu."""
+
+import unicodedata
+
+import pytest
+import torch
+
+from modalities.text import Text
+
+STRINGS = [
+    "A tiger.",
+    " leading, trailing and  double   spaces ",
+    "tabs\tand\nlines\r\n",
+    "'s don't l'été 12 345,67 €",
+    "Тигр. 虎。 شير",
+    "👩‍👩‍👧 🇫🇷 \U0010ffff \x00",
+    "e\u0301 typed in two, \u00e9 in one",
+]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Text:
+    text = Text(vocab_size=400)
+    list(text.fit([f"{colour} fish number {n}" for n in range(50) for colour in ("red", "blue", "жёлтая")]))
+    return text
+
+
+@pytest.mark.parametrize("string", STRINGS)
+def test_round_trip_of_any_unicode(string: str, fitted: Text) -> None:
+    for text in (Text(), fitted):
+        again = text.from_codes(text.codes(text.preprocess(string)))
+        assert again == unicodedata.normalize("NFC", string)
+
+
+def test_unfitted_tokens_are_bytes() -> None:
+    text = Text()
+    assert text.vocab_size == 256
+    assert len(text.preprocess("aé🐸")) == 1 + 2 + 4
+
+
+def test_fitting_makes_texts_shorter(fitted: Text) -> None:
+    assert 256 < fitted.vocab_size <= 400
+    assert len(fitted.preprocess("red fish number 7")) < len(Text().preprocess("red fish number 7")) / 2
+    assert fitted.report(["red fish number 7"])["bytes_per_token"] > 2
+
+
+def test_accents_are_one_token_however_they_are_typed(fitted: Text) -> None:
+    assert torch.equal(fitted.preprocess("e\u0301te\u0301"), fitted.preprocess("\u00e9t\u00e9"))
+
+
+def test_too_long_is_refused_never_cut() -> None:
+    text = Text(max_length=8)
+    assert len(text.preprocess("12345678")) == 8
+    with pytest.raises(ValueError, match="9 tokens, more than max_length=8"):
+        text.preprocess("123456789")
+    assert text.report(["123456789", "1"])["too_long"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"", "empty"), (b" \n", "empty"), (b"caf\xe9", "not UTF-8 .* at byte 3"), (b"\xff\xfea\x00", "UTF-8")],
+)
+def test_bytes_that_are_no_text(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Text().load(data)
+
+
+def test_empty_and_broken_strings_are_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        Text().preprocess("")
+    with pytest.raises(ValueError, match="surrogate"):
+        Text().preprocess("ab\ud800")
+
+
+def test_files_may_have_a_byte_order_mark_and_a_last_newline() -> None:
+    assert Text().load("\ufeffTigre.\n".encode()) == "Tigre."
+
+
+def test_bytes_that_a_model_makes_up_are_replaced() -> None:
+    text = Text()
+    half = text.preprocess("é")[:1]
+    assert text.from_codes(half) == "\ufffd"
+
+
+def test_error_rates_weigh_by_the_length_of_the_reference() -> None:
+    scores = Text().metrics("a red dish", "a red fish")
+    assert (scores["wer"].value, scores["wer"].weight) == (pytest.approx(1 / 3), 3)
+    assert (scores["cer"].value, scores["cer"].weight) == (pytest.approx(1 / 10), 10)
+    assert scores["exact"].value == 0 and 0 < scores["chrf"].value < 100
+    assert Text().metrics("", "a red fish")["wer"].value == 1
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match="vocab_size"):
+        Text(vocab_size=100)
+    with pytest.raises(ValueError, match="JSON"):
+        Text(tokenizer="{broken")

@@ -1,0 +1,67 @@
+"""Every backend equals the dense-mask definition, forward and gradients."""
+
+import pytest
+import torch
+
+from anyxform.attention import DenseAttention, FlexAttention, SegmentAttention
+from anyxform.sequence import Segments, may_attend
+
+SEGMENTS = Segments(starts=[0, 9, 14, 20], prefixes=[4, 0, 6, 3], targets=[5, 5, 0, 4], causal=[True, True, True, False])
+SIZE = 30  # three tokens of padding
+
+
+def random_inputs(heads=4, kv_heads=2, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(SIZE, heads, 8), (SIZE, kv_heads, 8), (SIZE, kv_heads, 8)]
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def real(x):
+    return x[: SEGMENTS.starts[-1] + SEGMENTS.lengths[-1]]
+
+
+def test_the_definition_on_a_segment_written_by_hand():
+    causal = may_attend(Segments([0], [2], [2], [True]), 5)
+    expected = [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 0, 0, 0, 1]]
+    assert causal.int().tolist() == expected
+    full = may_attend(Segments([0], [2], [2], [False]), 4)
+    assert full.int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_nothing_is_seen_across_segments():
+    mask = may_attend(SEGMENTS, SIZE)
+    assert not mask[9:, :9].any()
+    assert not mask[:9, 9:].any()
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_segment_loop_equals_the_definition(kv_heads):
+    outputs, gradients = [], []
+    for backend in (DenseAttention, SegmentAttention):
+        inputs = random_inputs(kv_heads=kv_heads, dtype=torch.float32)
+        output = real(backend(SEGMENTS, SIZE)(*inputs))
+        output.square().sum().backward()
+        outputs.append(output.detach())
+        gradients.append([real(x.grad) for x in inputs])
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients)
+
+
+def test_flex_mask_equals_the_definition():
+    inputs = [x.detach().float() for x in random_inputs()]
+    expected = real(DenseAttention(SEGMENTS, SIZE)(*inputs))
+    torch.testing.assert_close(real(FlexAttention(SEGMENTS, SIZE, torch.device("cpu"))(*inputs)), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_flex_on_cuda_equals_the_definition_with_gradients():
+    outputs, gradients = [], []
+    for backend in (DenseAttention(SEGMENTS, SIZE), FlexAttention(SEGMENTS, SIZE, torch.device("cuda"))):
+        inputs = [x.detach().float().cuda().requires_grad_() for x in random_inputs()]
+        output = real(backend(*inputs))
+        output.square().sum().backward()
+        outputs.append(output.detach())
+        gradients.append([real(x.grad) for x in inputs])
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)

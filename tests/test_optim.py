@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch import nn
+
+from anyxform.optim import EMA, clip_gradients, learning_rate, parameter_groups
+
+
+def test_matrices_decay_and_vectors_do_not():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    decayed, kept = parameter_groups(model, 0.1)
+    assert [p.shape for p in decayed["params"]] == [(4, 3)]
+    assert len(kept["params"]) == 3
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+
+
+def test_schedules():
+    for schedule in ("cosine", "wsd"):
+        rates = [learning_rate(step, steps=100, warmup=10, schedule=schedule, final=0.1) for step in range(101)]
+        assert rates[0] == pytest.approx(0.1)
+        assert max(rates) == rates[9] == 1.0
+        assert rates[100] == pytest.approx(0.1)
+        assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+    assert learning_rate(79, steps=100, warmup=10, schedule="wsd", decay=0.2) == 1.0
+    assert learning_rate(50, steps=100, warmup=0, schedule="cosine", final=0.0) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="cosine, wsd or constant"):
+        learning_rate(0, steps=1, schedule="linear")
+
+
+def test_the_average_follows_the_weights():
+    model = nn.Linear(2, 2, bias=False)
+    ema = EMA(model, decay=0.9)
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    ema.update(model, step=10**6)
+    torch.testing.assert_close(ema.weights["weight"], start + 0.1)
+
+
+def test_clipping_reports_the_norm_before():
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 4.0])
+    assert clip_gradients([parameter], 1.0).item() == pytest.approx(5.0)
+    assert parameter.grad.norm().item() == pytest.approx(1.0, abs=1e-4)

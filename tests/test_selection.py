@@ -1,0 +1,92 @@
+"""The choice of items: by the seed, the same samples in every direction, nothing that was trained on."""
+
+import io
+import json
+import tarfile
+
+import pytest
+
+from anyxform.dataset import Dataset, extensions_of
+from anyxform.field import Field
+from anyxform.selection import Samples, choose_items
+from tests.toy import toys
+
+FIELDS = {"text:*": "json.text.*"}
+
+
+def grid(number):
+    return tuple(int(digit) for digit in f"{number:06o}")
+
+
+@pytest.fixture
+def datasets(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(30):
+            word = "abcdefghijklmnopqrstuvwxyz"[number % 26] * 3
+            text = {"en": word, "fr": word * 2 if number else "q" * 40}  # one text is longer than the model takes
+            members = {"json": json.dumps({"text": text}), "x.grid": json.dumps(grid(number)), "y.grid": "broken"}
+            for ending, content in list(members.items())[: 3 if number == 5 else 2]:
+                info = tarfile.TarInfo(f"s{number:02d}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content.encode()))
+    return {"toy": Dataset("toy", [tmp_path / "a.tar"], extensions=extensions_of(toys()), fields=FIELDS)}
+
+
+def choose(datasets, **options):
+    return choose_items(datasets, toys(), **({"patterns": ["image>text", "text>text"]} | options))
+
+
+def keys(selection, direction):
+    return [item.key for item in selection.items if str(item.direction) == direction]
+
+
+def test_items_hold_what_the_shard_holds(datasets):
+    items = {str(item.direction): item for item in choose(datasets).items if item.key == "toy/s07"}
+    assert items["image:x>text:fr"].sources == (grid(7),) and items["image:x>text:fr"].reference == "hhhhhh"
+
+
+def test_judges_are_given_the_english_text_unless_another_language_is_asked_for(datasets):
+    items = choose(datasets, patterns=["*>*"]).items
+    texts = {str(item.direction): item.text for item in items if item.key == "toy/s07"}
+    assert texts["image:x>text:en"] == texts["text:fr>image:x"] == "hhh"
+    assert texts["image:x>text:fr"] == ""
+
+
+def test_the_limit_takes_the_same_samples_in_every_direction(datasets):
+    chosen = choose(datasets, limit=8, seed=3)
+    assert len(keys(chosen, "image:x>text:en")) == 8
+    assert len(set(keys(chosen, "image:x>text:en")) ^ set(keys(chosen, "text:en>text:fr"))) <= 2  # one may be refused
+    assert keys(chosen, "image:x>text:en") == keys(choose(datasets, limit=8, seed=3), "image:x>text:en")
+    assert keys(chosen, "image:x>text:en") != keys(choose(datasets, limit=8, seed=4), "image:x>text:en")
+
+
+def test_refused_and_broken_values_are_counted(datasets):
+    chosen = choose(datasets)
+    assert "toy/s00" in keys(chosen, "image:x>text:en") and "toy/s00" not in keys(chosen, "image:x>text:fr")
+    assert any("longer than" in reason for reason in chosen.refused)
+    assert keys(chosen, "image:y>text:en") == [] and any("not a grid" in reason for reason in chosen.refused)
+
+
+def test_new_media_must_take_part(datasets):
+    directions = {str(item.direction) for item in choose(datasets, new_only=True).items}
+    assert directions == {"image:x>text:en", "image:x>text:fr"}
+
+
+def test_what_the_model_does_not_know_is_left_out_and_named(datasets):
+    chosen = choose(datasets, known=lambda direction: direction.target != Field("text", "fr"))
+    assert "image:x>text:fr" in chosen.unknown and not keys(chosen, "image:x>text:fr")
+
+
+def test_several_sources_are_asked_for_by_a_pattern(datasets):
+    chosen = choose(datasets, patterns=["image+text:fr>text:en"], hold_out=["image:y+text>text"])
+    assert {str(item.direction) for item in chosen.items} == {"image:x+text:fr>text:en"}
+
+
+def test_samples_are_read_one_by_one(datasets):
+    samples = Samples(datasets, toys())
+    assert len(samples) == 30
+    assert samples[7][Field("text", "en")] == "hhh" and set(samples[7]) == {
+        Field("image", "x"),
+        Field("text", "en"),
+        Field("text", "fr"),
+    }

@@ -1,0 +1,160 @@
+from itertools import islice
+
+import pytest
+import torch
+
+from anyxform.loss import token_losses
+from anyxform.sequence import pack
+from anyxform.train import averaged, rotating_exit, train, train_step, validation_loss
+from tests.toy_training import CONDITIONS, DIRECTIONS, toy_example, toy_model, toy_row, toy_rows, toy_state
+
+CONSTANT = {"lr": lambda step: 3e-3}
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def test_a_step_reports_every_direction_and_its_loss():
+    model = toy_model()
+    metrics = train_step(model, sgd(model), [toy_row(0)])
+    assert list(metrics["directions"]) == sorted(f"{source}>{target}" for source, target in DIRECTIONS)
+    assert not metrics["skipped"]
+    assert metrics["grad_norm"] > 0
+    expected, directions = validation_loss(toy_model(), [toy_row(0)])
+    assert metrics["loss"] == pytest.approx(expected)
+    assert metrics["directions"] == pytest.approx(directions)
+
+
+def test_accumulation_equals_one_large_row():
+    """However the target tokens are spread over rows: the two halves hold different numbers of them."""
+    generator = torch.Generator().manual_seed(0)
+    examples = [toy_example(*pair, generator) for _ in range(2) for pair in DIRECTIONS]
+    whole, split = toy_model(), toy_model()
+    one = train_step(whole, sgd(whole), [pack(examples, CONDITIONS)])
+    rows = [pack(examples[:3], CONDITIONS, size=100), pack(examples[3:], CONDITIONS)]
+    two = train_step(split, sgd(split), rows)
+    assert rows[0].num_labels != rows[1].num_labels
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+    for a, b in zip(whole.parameters(), split.parameters()):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_clipping_bounds_the_update():
+    model = toy_model()
+    before = [p.detach().clone() for p in model.parameters()]
+    norm = train_step(model, sgd(model), [toy_row(0)], clip=1e-3)["grad_norm"]
+    moved = torch.stack([(p.detach() - q).norm() for p, q in zip(model.parameters(), before)]).norm()
+    assert norm > 1e-2
+    assert float(moved) == pytest.approx(0.1 * 1e-3, rel=1e-2)
+
+
+def test_bf16_is_near_fp32():
+    losses = [train_step(model := toy_model(), sgd(model), [toy_row(0)], bf16=bf16)["loss"] for bf16 in (False, True)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_weights_scale_a_modality_and_nothing_else():
+    gradients = {}
+    for weight in (1.0, 0.0):
+        model = toy_model()
+        train_step(model, sgd(model), [toy_row(0)], weights={"sound": weight}, clip=1e9)
+        gradients[weight] = {name: p.grad.abs().sum().item() for name, p in model.targets.named_parameters() if p.grad is not None}
+    assert gradients[0.0]["sound.embedding"] < gradients[1.0]["sound.embedding"]
+    assert gradients[0.0]["text.embedding"] == pytest.approx(gradients[1.0]["text.embedding"], rel=1e-4)
+
+
+def test_training_learns():
+    state = toy_state(ema=0.9)
+    before = validation_loss(state.model, [toy_row(0)])[0]
+    row = toy_row(0)
+    metrics = list(train(state, ((row, 0) for _ in range(40)), steps=40, **CONSTANT))
+    assert [m["step"] for m in metrics] == list(range(1, 41))
+    assert validation_loss(state.model, [row])[0] < 0.7 * before
+    assert state.tokens == 40 * row.num_tokens
+    assert metrics[-1]["padding"] == pytest.approx(1 - row.num_tokens / row.size)
+
+
+def test_a_nonfinite_step_is_skipped_and_counted():
+    state = toy_state()
+    stream = train(state, toy_rows(), steps=10, **CONSTANT)
+    next(stream)
+    weights = [p.detach().clone() for p in state.model.parameters()]
+    average = {name: tensor.clone() for name, tensor in state.ema.weights.items()}
+    with torch.no_grad():
+        gain = state.model.norm.weight[0].clone()
+        state.model.norm.weight[0] = torch.nan
+    metrics = next(stream)
+    with torch.no_grad():
+        state.model.norm.weight[0] = gain
+    assert metrics["skipped"]
+    assert state.skipped == 1
+    assert all(torch.equal(a, b) for a, b in zip(weights, state.model.parameters()))
+    assert all(torch.equal(average[name], tensor) for name, tensor in state.ema.weights.items())
+    assert not next(stream)["skipped"]
+
+
+def test_too_many_nonfinite_steps_in_a_row_stop_the_run():
+    state = toy_state()
+    with torch.no_grad():
+        state.model.norm.weight[0] = torch.nan
+    with pytest.raises(ValueError, match=r"not finite for 4 steps in a row, up to step 4: lower optim\.lr"):
+        list(train(state, toy_rows(), steps=100, max_nonfinite=3, **CONSTANT))
+
+
+def test_data_that_end_are_named():
+    with pytest.raises(ValueError, match="ended after 2 of 5 steps"):
+        list(train(toy_state(), islice(toy_rows(), 2), steps=5, **CONSTANT))
+
+
+def test_chance_depends_on_seed_and_step_alone():
+    def losses(seed, disturb):
+        state = toy_state(dropout=0.2, layer_dropout=0.5)
+        found = []
+        for metrics in train(state, toy_rows(), steps=4, seed=seed, **CONSTANT):
+            found.append(metrics["loss"])
+            torch.rand(disturb)
+        return found
+
+    assert losses(0, disturb=0) == losses(0, disturb=7)
+    assert losses(0, disturb=0) != losses(1, disturb=0)
+
+
+def test_exits_rotate_through_the_early_layers():
+    assert [rotating_exit(step, 2, 4) for step in range(8)] == [(1,), (), (2,), (), (3,), (), (1,), ()]
+    assert rotating_exit(0, 0, 4) == rotating_exit(0, 1, 1) == ()
+
+
+def test_early_exits_are_trained():
+    """The state after the first block is read better where it was part of the loss."""
+    def early_loss(exit_every):
+        state, row = toy_state(), toy_row(0)
+        for _ in train(state, ((row, 0) for _ in range(30)), steps=30, exit_every=exit_every, exit_weight=1.0, **CONSTANT):
+            pass
+        early, _ = state.model.states(row, exits=(1,))
+        target = row.targets["text"]
+        return token_losses(state.model.targets["text"].logits(early[target.label_index]), target.labels).mean()
+
+    assert early_loss(1) < early_loss(0)
+
+
+def test_validation_ignores_dropout_and_restores_the_mode():
+    model = toy_model(dropout=0.5).train()
+    assert validation_loss(model, [toy_row(0)]) == validation_loss(model, [toy_row(0)])
+    assert model.training
+
+
+def test_validation_uses_the_average_and_gives_the_weights_back():
+    state = toy_state(ema=0.9)
+    list(train(state, toy_rows(), steps=5, **CONSTANT))
+    weights = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    average = {name: tensor.clone() for name, tensor in state.ema.weights.items()}
+    with averaged(state) as model:
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, average[name])
+        inside = validation_loss(model, [toy_row(0)])[0]
+    assert inside != validation_loss(state.model, [toy_row(0)])[0]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in state.model.state_dict().items())
+    assert all(torch.equal(average[name], tensor) for name, tensor in state.ema.weights.items())
