@@ -106,19 +106,6 @@ def _compiled_flex(device: str) -> Any:
     return torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
 
 
-class Recorder:
-    """Wraps a backend and keeps the keys and values that pass: how a prefix enters a cache."""
-
-    def __init__(self, attend: Attend) -> None:
-        self.attend = attend
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.keys, self.values = k, v
-        return self.attend(q, k, v)
-
-
 class CachedAttention:
     """New tokens ``[B, T, H, C]`` look at a cache ``[B, S, G, C]`` and at one another.
 

@@ -1,76 +1,95 @@
-"""The key/value cache: prefixes computed once, packed; then new tokens that look at them.
+"""The key/value cache: prefixes are computed once, then target tokens look at them.
 
-Letters: B rows (requests), P the longest prefix, S slots of the cache, G key/value heads, C head size, T new tokens.
+Letters: L blocks, B rows, P tokens of the longest prefix, S slots, G key/value heads, C head size, T new tokens,
+D width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from anyxform.attention import CachedAttention, Recorder, packed_attention
+from anyxform.attention import CachedAttention
 from anyxform.layers import rope
 from anyxform.model import Transformer
-from anyxform.sequence import Example, pack
+from anyxform.sequence import AXES, Example, Source, pack
 
 
-@dataclass
+@dataclass(frozen=True)
 class KVCache:
-    """Each block's keys and values ``[B, S, G, C]``: the prefix from the left, the target from slot P on."""
+    """Keys and values of all blocks. Slots [0, P) hold the prefixes, left-aligned; targets go from slot P on."""
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    prefix: Tensor  # [B, P] bool: which slots of the prefix are not padding
+    keys: Tensor  # [L, B, S, G, C]
+    values: Tensor  # [L, B, S, G, C]
+    prefix: Tensor  # [B, P] bool: which slots hold a prefix, and not padding
     first: Tensor  # [B], the position of the first target token
-    states: Tensor  # [B, D], the markers' states, from which the first token and the length are read
+    marker: Tensor  # [B, D], the state of the prefix' last token, from which the first code and the length are read
 
     def rows(self, index: Tensor) -> "KVCache":
-        """The cache of these rows, in this order; rows may come several times (beams)."""
-        keys, values = [k[index] for k in self.keys], [v[index] for v in self.values]
-        return KVCache(keys, values, self.prefix[index], self.first[index], self.states[index])
+        """The cache of these rows, in this order; a row may come several times (beams)."""
+        keys, values = self.keys[:, index], self.values[:, index]
+        return KVCache(keys, values, self.prefix[index], self.first[index], self.marker[index])
+
+    def grown(self, room: int) -> "KVCache":
+        """The cache with `room` more slots."""
+        more = (*self.keys.shape[:2], room, *self.keys.shape[3:])
+        keys, values = (torch.cat([x, x.new_empty(more)], dim=2) for x in (self.keys, self.values))
+        return replace(self, keys=keys, values=values)
 
 
 @torch.no_grad()
 def prefill(model: Transformer, examples: Sequence[Example], room: int) -> KVCache:
-    """Run the prefixes of examples (their targets must be empty) packed, and keep their keys and values.
+    """Run the prefixes of `examples`, and leave `room` slots for target tokens. Their targets must be empty.
 
-    `room`: slots for target tokens behind the longest prefix.
+    Embeddings are computed packed, the blocks on one padded batch (sort by length): on every device and for every
+    size this is the kernel that decoding uses, so that nothing is compiled.
     """
-    batch = pack(examples, model.condition_ids).to(model.norm.weight.device)
-    lengths = batch.segments.lengths
-    attend = packed_attention(batch.segments, batch.size, batch.positions.device)
-    recorders = [Recorder(attend) for _ in model.blocks]
-    x = model.embed(batch)
-    (states,) = model.run_blocks(x, rope(batch.positions, model.head_dim, model.rope_theta), recorders)
+    weight = model.norm.weight
+    examples = [replace(it, sources=tuple(_cast(source, weight.dtype) for source in it.sources)) for it in examples]
+    batch = pack(examples, model.condition_ids).to(weight.device)
+    lengths = torch.tensor(batch.segments.prefixes, device=weight.device)
+    rows, longest = len(examples), int(lengths.max())
+    prefix = torch.arange(longest, device=weight.device) < lengths[:, None]
+    x = weight.new_zeros(rows, longest, model.dim)
+    positions = batch.positions.new_zeros(rows, longest, AXES)
+    x[prefix], positions[prefix] = model.embed(batch).to(x.dtype), batch.positions
 
-    def padded(packed: Tensor | None) -> Tensor:
-        assert packed is not None
-        rows = pad_sequence(list(packed[: sum(lengths)].split(lengths)), batch_first=True)
-        return torch.cat([rows, rows.new_zeros(len(lengths), room, *rows.shape[2:])], dim=1)
-
-    ends = torch.tensor(lengths, device=x.device)
-    last = ends.cumsum(0) - 1
-    return KVCache(
-        keys=[padded(recorder.keys) for recorder in recorders],
-        values=[padded(recorder.values) for recorder in recorders],
-        prefix=torch.arange(max(lengths), device=x.device) < ends[:, None],
-        first=batch.positions[last, 0] + 1,
-        states=states[last],
+    heads = model.config()["num_kv_heads"]
+    shape = (len(model.blocks), rows, longest + room, heads, model.head_dim)
+    last = lengths - 1
+    every_row = torch.arange(rows, device=weight.device)
+    cache = KVCache(
+        keys=weight.new_empty(shape),
+        values=weight.new_empty(shape),
+        prefix=prefix,
+        first=positions[every_row, last, 0] + 1,
+        marker=x[every_row, last],  # not yet the state: see below
     )
+    sees = prefix[:, None, :].expand(-1, longest, -1)
+    states = _run(model, cache, x, positions, slice(0, longest), sees)
+    return replace(cache, marker=states[every_row, last])
 
 
 @torch.no_grad()
-def advance(model: Transformer, cache: KVCache, x: Tensor, positions: Tensor, start: int, sees: Tensor) -> Tensor:
-    """Put target tokens ``[B, T, D]`` into the cache from target slot `start` on; their states ``[B, T, D]``.
+def advance(model: Transformer, cache: KVCache, x: Tensor, offsets: Tensor, start: int, sees: Tensor) -> Tensor:
+    """Write target tokens into the cache's target slots from `start` on, and return their states ``[B, T, D]``.
 
-    `positions` ``[B, T, 3]``; `sees` ``[B, T, start + T]`` (bool): which target slots each token may look at.
+    `x`: embeddings ``[B, T, D]``; `offsets` ``[T, 3]`` or ``[B, T, 3]``: positions counted from the target's first;
+    `sees` ``[B, T, start + T]`` (bool): the target slots that each token looks at, beside the whole prefix.
     """
-    longest = cache.prefix.shape[1]
-    slots = slice(longest + start, longest + start + x.shape[1])
-    prefix = cache.prefix[:, None, :].expand(-1, x.shape[1], -1)
-    mask = torch.cat([prefix, sees], dim=-1).unsqueeze(1)
+    longest, tokens = cache.prefix.shape[1], x.shape[1]
+    mask = torch.cat([cache.prefix[:, None, :].expand(-1, tokens, -1), sees], dim=-1)
+    slots = slice(longest + start, longest + start + tokens)
+    return _run(model, cache, x, cache.first[:, None, None] + offsets, slots, mask)
+
+
+def _run(model: Transformer, cache: KVCache, x: Tensor, positions: Tensor, slots: slice, sees: Tensor) -> Tensor:
+    mask = sees.unsqueeze(1)  # the same for all heads
     attends = [CachedAttention(keys, values, slots, mask) for keys, values in zip(cache.keys, cache.values)]
-    (states,) = model.run_blocks(x, rope(positions, model.head_dim, model.rope_theta), attends)
-    return states
+    return model.run_blocks(x, rope(positions, model.head_dim, model.rope_theta), attends)[-1]
+
+
+def _cast(source: Source, dtype: torch.dtype) -> Source:
+    """A source whose values, if they are no whole numbers, have the dtype of the weights."""
+    return replace(source, values=source.values.to(dtype)) if source.values.is_floating_point() else source

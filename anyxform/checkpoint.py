@@ -81,7 +81,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def save_modality(modality: Modality, folder: str | Path) -> None:
     """Write a modality and its fitted tokenizer."""
     with atomic_folder(Path(folder)) as temporary:
-        write_json(temporary / "config.json", {"format": FORMAT, "modality": modality.name, "config": modality.config()})
+        write_json(
+            temporary / "config.json", {"format": FORMAT, "modality": modality.name, "config": modality.config()}
+        )
         save_tensors(modality.state(), temporary / "state.safetensors")
 
 
@@ -97,7 +99,11 @@ def load_modality(folder: str | Path, **changes: Any) -> Modality:
 
 
 def _build(
-    folder: Path, name: str, config: Mapping[str, Any], state: dict[str, Tensor], changed: Mapping[str, Any] | None = None
+    folder: Path,
+    name: str,
+    config: Mapping[str, Any],
+    state: dict[str, Tensor],
+    changed: Mapping[str, Any] | None = None,
 ) -> Modality:
     known = registry()
     if name not in known:

@@ -9,6 +9,7 @@ import pickle
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ def condition_names(datasets: Mapping[str, Dataset], modalities: Mapping[str, Mo
     attributes = {
         attribute
         for dataset in datasets.values()
-        for number in range(len(dataset))
-        for found in dataset.fields(number)
+        for fields in dataset.readable()
+        for found in fields
         for attribute in found.attributes
     }
     return [*sorted(attributes), *(marker(name) for name in sorted(modalities))]
@@ -68,8 +69,10 @@ def source(modality: Modality, value: Any, train: bool = False, generator: torch
     return Source(modality.name, tensor, modality.source_positions(tensor))
 
 
-def target(modality: Modality, codes: Tensor, generator: torch.Generator | None = None, masked: bool | None = None) -> Target:
-    """Codes ``[T, K]`` as a target. If masked, a share cos(πu/2) of the tokens is hidden, u uniform (arXiv 2202.04200)."""
+def target(
+    modality: Modality, codes: Tensor, generator: torch.Generator | None = None, masked: bool | None = None
+) -> Target:
+    """Codes ``[T, K]`` as a target. Masked: a share cos(πu/2) of the tokens is hidden, u uniform (arXiv 2202.04200)."""
     hidden = None
     if modality.decoding == "masked" if masked is None else masked:
         share = math.cos(0.5 * math.pi * float(torch.rand((), generator=generator)))
@@ -125,7 +128,7 @@ class Examples:
         dataset = self.datasets[draw.dataset]
         sample = dataset.samples[draw.number]
         counts.samples += 1
-        where = f"{sample.shard}: {sample.key}"
+        where = ""
         try:
             fields = {f: read for f, read in dataset.fields(draw.number).items() if f.modality in self.modalities}
             first, second, *drops = rng(draw.seed).random(8).tolist()
@@ -133,15 +136,21 @@ class Examples:
             if direction is None:
                 counts.without_direction += 1
                 return None
-            where = f"{sample.shard}: {sample.key} ({direction})"
+            where = f"{sample.shard}: {sample.key} ({direction}): "
             return self._make(draw.dataset, draw.number, fields, direction, draw.seed, drops)
         except ValueError as error:
             counts.broken += 1
-            counts.reasons.append(f"{where}: {error}")
+            counts.reasons.append(f"{where}{error}")
             return None
 
     def _make(
-        self, name: str, number: int, fields: Mapping[Field, Reader], direction: Direction, seed: int, drops: list[float]
+        self,
+        name: str,
+        number: int,
+        fields: Mapping[Field, Reader],
+        direction: Direction,
+        seed: int,
+        drops: list[float],
     ) -> Example:
         generator = torch.Generator().manual_seed(seed)
         wanted = direction.target
@@ -149,7 +158,8 @@ class Examples:
         asked = conditions(wanted)
         sources: list[Source] = []
         if self.train and drops[0] < self.attribute_dropout:
-            asked = (*wanted.attributes[:1], asked[-1])  # so that audio:fr can be asked for where the data say audio:fr-phone
+            # so that audio:fr can be asked for where the data say audio:fr-phone
+            asked = (*wanted.attributes[:1], asked[-1])
         if not (self.train and drops[1] < self.condition_dropout):  # else without sources, for guidance
             for found in direction.sources:
                 modality = self.modalities[found.modality]
@@ -200,7 +210,8 @@ def pool_rows(
         if len(example) > options.tokens_per_row:
             counts.broken += 1
             counts.reasons.append(
-                f"{example.key} ({example.direction}): {len(example)} tokens are more than data.tokens_per_row={options.tokens_per_row}"
+                f"{example.key} ({example.direction}): {len(example)} tokens are more than "
+                f"data.tokens_per_row={options.tokens_per_row}"
             )
         else:
             fitting.append(example)
@@ -270,8 +281,11 @@ class Rows:
     def _check(self, datasets: Mapping[str, Dataset]) -> None:
         damage = [line for dataset in datasets.values() for line in dataset.damage]
         self.counts.reasons += damage[:100]
-        kinds = {tuple(f for f in d.fields(n) if f.modality in self.examples.modalities)
-                 for d in datasets.values() for n in range(min(len(d), 200))}  # fmt: skip
+        kinds = {
+            tuple(found for found in fields if found.modality in self.examples.modalities)
+            for dataset in datasets.values()
+            for fields in islice(dataset.readable(), 200)
+        }
         if not any(self.examples.directions.fitting(fields) for fields in kinds):
             raise ValueError(
                 f"no sample has a direction that fits data.directions={list(self.examples.directions.weights)}: "
@@ -294,7 +308,9 @@ class Rows:
             self._count(rows, counts)
             empty = 0 if rows else empty + 1
             if empty == 10:
-                raise ValueError(f"{10 * self.options.pool} samples in a row gave nothing to train on: {self._reasons()}")
+                raise ValueError(
+                    f"{10 * self.options.pool} samples in a row gave nothing to train on: {self._reasons()}"
+                )
             for number in range(skip, len(rows)):
                 behind = number + 1
                 last = behind == len(rows)
@@ -322,7 +338,8 @@ class Rows:
         broken, samples = self.counts.broken, self.counts.samples
         if samples >= 200 and broken > self.max_broken * samples:
             raise ValueError(
-                f"{broken} of {samples} samples are broken, more than data.max_broken={self.max_broken:g}: {self._reasons()}"
+                f"{broken} of {samples} samples are broken, more than data.max_broken={self.max_broken:g}: "
+                f"{self._reasons()}"
             )
 
     def _reasons(self) -> str:

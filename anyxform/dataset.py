@@ -21,7 +21,9 @@ def extensions_of(modalities: Mapping[str, Modality | type[Modality]]) -> dict[s
     for name, modality in modalities.items():
         for ending in modality.extensions:
             if owners.setdefault(ending, name) != name:
-                raise ValueError(f"the modalities {owners[ending]!r} and {name!r} both claim .{ending} files: leave one out")
+                raise ValueError(
+                    f"the modalities {owners[ending]!r} and {name!r} both claim .{ending} files: leave one out"
+                )
     return owners
 
 
@@ -48,10 +50,14 @@ class Dataset:
         self.damage: list[str] = []
         for shard in shards:
             found = index(Path(shard))
-            self.samples += [s for s in found.samples if not keys or any(fnmatchcase(s.key, pattern) for pattern in keys)]
+            self.samples += [
+                s for s in found.samples if not keys or any(fnmatchcase(s.key, pattern) for pattern in keys)
+            ]
             self.damage += found.damage
         if not self.samples:
-            raise ValueError(f"dataset {name!r} has no samples{f' that fit keys={list(keys)}' if keys else ''}: see its shards")
+            raise ValueError(
+                f"dataset {name!r} has no samples{f' that fit keys={list(keys)}' if keys else ''}: see its shards"
+            )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -61,23 +67,45 @@ class Dataset:
         return set(self._members(self.samples[number]))
 
     def fields(self, number: int) -> dict[Field, Reader]:
-        """The fields of a sample, sorted, each with a function that reads its bytes. ValueError: a broken JSON."""
+        """The fields of a sample, sorted, each with a function that reads its bytes.
+
+        ValueError, which names shard and key: a broken JSON, a variant that is none, two members for one field.
+        """
         sample = self.samples[number]
-        found: dict[Field, Reader] = self._members(sample)
         documents: dict[str, Any] = {}
-        for field, member, path in self.places:
-            if member in sample.members:
-                if member not in documents:
-                    documents[member] = _json(sample, member)
-                found |= dict(_values(field, documents[member], path))
+        try:
+            found = self._members(sample)
+            for field, member, path in self.places:
+                if member in sample.members:
+                    if member not in documents:
+                        documents[member] = _json(sample, member)
+                    found |= dict(_values(field, documents[member], path))
+        except ValueError as error:
+            raise ValueError(f"{sample.shard}: {sample.key}: {error}") from error
         return dict(sorted(found.items()))
+
+    def readable(self) -> Iterator[dict[Field, Reader]]:
+        """The fields of each sample that is not broken; ValueError if all are. Training names those that are."""
+        errors: list[ValueError] = []
+        for number in range(len(self)):
+            try:
+                fields = self.fields(number)
+            except ValueError as error:
+                errors.append(error)
+            else:
+                yield fields
+        if len(errors) == len(self):
+            raise errors[0]
 
     def _members(self, sample: Sample) -> dict[Field, Reader]:
         found: dict[Field, Reader] = {}
         for ending in sample.members:
             variant, _, extension = ending.rpartition(".")
             if extension in self.extensions:
-                found[Field.parse(":".join(filter(None, (self.extensions[extension], variant))))] = partial(sample.read, ending)
+                field = Field.parse(":".join(filter(None, (self.extensions[extension], variant))))
+                if field in found:
+                    raise ValueError(f"two members are the field {field}")
+                found[field] = partial(sample.read, ending)
         return found
 
 
@@ -85,14 +113,15 @@ def _json(sample: Sample, member: str) -> Any:
     try:
         return json.loads(sample.read(member))
     except ValueError as error:
-        raise ValueError(f"{sample.shard}: {sample.key}.{member} is broken: {error}") from error
+        raise ValueError(f"its .{member} is broken: {error}") from error
 
 
 def _place(field: str, place: str) -> tuple[str, str, list[str]]:
     """``"text:*": "json.text.*"`` as (field, member, path inside)."""
     member, *path = place.split(".")
-    if field.count("*") != place.count("*") or field.count("*") > 1:
+    if not field.count("*") == place.count("*") == path.count("*") <= 1:
         raise ValueError(f"fields: {field}: {place} must both hold one * or none, such as text:*: json.text.*")
+    Field.parse(field.replace("*", "x"))
     return field, member, path
 
 
@@ -106,7 +135,7 @@ def _values(field: str, document: Any, path: Sequence[str]) -> Iterator[tuple[Fi
                 yield from _values(field.replace("*", name), document[name], path[depth + 1 :])
             return
         document = document.get(part)
-    if document not in (None, ""):
+    if document not in (None, "", [], {}):
         data = document if isinstance(document, str) else json.dumps(document)
         yield Field.parse(field), data.encode
 
@@ -124,7 +153,9 @@ def open_datasets(
     a split is left out; if that leaves none, a ValueError says so.
     """
     if not Path(root).is_dir():
-        raise ValueError(f"there is no folder {root!r} of shards: give data.root, or build the starter: anyxform data starter {root}")
+        raise ValueError(
+            f"there is no folder {root!r} of shards: give data.root, or build the starter: anyxform data starter {root}"
+        )
     owners = extensions_of(modalities)
     opened = {}
     for name, config in datasets.items():
@@ -140,11 +171,11 @@ def open_datasets(
 
 
 def field_values(data: Mapping[str, Any], modality: str, split: str = "train") -> Iterator[bytes]:
-    """The bytes of every value of one modality in a data config's shards, duplicates left out: to fit a tokenizer on."""
+    """The bytes of every value of one modality in a data config's shards, duplicates left out, to fit a tokenizer."""
     seen = set[int]()
     for dataset in open_datasets(data["datasets"], registry(), root=data["root"], split=split).values():
-        for number in range(len(dataset)):
-            for field, read in dataset.fields(number).items():
+        for fields in dataset.readable():
+            for field, read in fields.items():
                 if field.modality == modality and (key := hash(value := read())) not in seen:
                     seen.add(key)
                     yield value

@@ -1,7 +1,10 @@
 """Which direction a sample is used in: patterns with weights, and patterns that are held out."""
 
+import math
+from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
+from fnmatch import fnmatchcase
+from itertools import accumulate, product
 
 from anyxform.field import Direction, Field, matches
 
@@ -14,14 +17,22 @@ class Directions:
     """
 
     def __init__(self, weights: Mapping[str, float], hold_out: Sequence[str] = ()) -> None:
-        if not weights or not any(weight > 0 for weight in weights.values()):
-            raise ValueError("data.directions names no direction to train: give patterns with weights, such as image>text: 1")
+        if not any(weight > 0 for weight in weights.values()):
+            raise ValueError(
+                "data.directions names no direction to train: give patterns with weights, such as image>text: 1"
+            )
+        for pattern in (*weights, *hold_out):
+            if pattern.count(">") != 1:
+                raise ValueError(f"{pattern!r} is not a pattern of directions: write source>target, like image>text:*")
+        for pattern, weight in weights.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"data.directions: the weight of {pattern} must be 0 or more, not {weight}")
         self.weights = {pattern: weight for pattern, weight in weights.items() if weight > 0}
         self.hold_out = list(hold_out)
         self._fitting: dict[tuple[Field, ...], list[tuple[float, list[Direction]]]] = {}
 
     def fitting(self, fields: Iterable[Field]) -> list[tuple[float, list[Direction]]]:
-        """For each pattern that fits: its weight, and the directions among these fields. Kept for each set of fields."""
+        """For each pattern that fits: its weight, and the directions among these fields; kept for each set of them."""
         key = tuple(sorted(fields))
         if key not in self._fitting:
             groups = [(weight, self._among(key, pattern)) for pattern, weight in self.weights.items()]
@@ -30,8 +41,8 @@ class Directions:
 
     def _among(self, fields: Sequence[Field], pattern: str) -> list[Direction]:
         sources = pattern.partition(">")[0].count("+") + 1
-        modalities = [part.partition(":")[0] for part in pattern.replace(">", "+").split("+")]
-        choices = [[f for f in fields if wanted in ("*", f.modality)] for wanted in modalities]
+        modalities = [part.partition(":")[0].strip() for part in pattern.replace(">", "+").split("+")]
+        choices = [[f for f in fields if fnmatchcase(f.modality, wanted)] for wanted in modalities]
         candidates = (Direction(tuple(chosen[:sources]), chosen[sources]) for chosen in product(*choices))
         return [
             direction
@@ -44,9 +55,8 @@ class Directions:
     def draw(self, fields: Iterable[Field], first: float, second: float) -> Direction | None:
         """The direction that two numbers in [0, 1) choose; None if no pattern fits."""
         groups = self.fitting(fields)
-        point = first * sum(weight for weight, _ in groups)
-        for weight, directions in groups:
-            point -= weight
-            if point < 0:
-                return directions[int(second * len(directions))]
-        return None
+        if not groups:
+            return None
+        edges = list(accumulate(weight for weight, _ in groups))
+        _, directions = groups[bisect(edges, first * edges[-1])]
+        return directions[int(second * len(directions))]

@@ -1,8 +1,8 @@
 """Fields and directions: what a sample holds, and which of it is turned into what.
 
-A *field* is ``modality[:variant]``: ``image``, ``text:fr``, ``audio:fr-phone``. The variant is what a user can ask for;
-its attributes are joined by ``-`` (language ``fr``, voice ``phone``) and each becomes one learned condition token, which
-modalities share: the ``fr`` of ``text:fr`` is the ``fr`` of ``audio:fr``.
+A *field* is ``modality[:variant]``: ``image``, ``text:fr``, ``audio:fr-phone``. The variant is what a user can ask
+for; its attributes are joined by ``-`` (language ``fr``, voice ``phone``) and each becomes one learned condition token,
+which modalities share: the ``fr`` of ``text:fr`` is the ``fr`` of ``audio:fr``.
 A *direction* is ``field[+field…]>field``: ``image+text:en>audio:fr``.
 """
 

@@ -61,9 +61,12 @@ class Attention(nn.Module):
         self.out = nn.Linear(num_heads * head_dim, dim, bias=False)
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
+        return self.out(attend(*self.project(x, rope)).flatten(-2))
+
+    def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[..., N, H, C]`` and keys, normalised and turned, and values ``[..., N, G, C]``."""
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x).split(self.sizes, dim=-1))
-        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
-        return self.out(attend(q, k, v).flatten(-2))
+        return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
 
 
 class SwiGLU(nn.Module):
@@ -83,7 +86,14 @@ class Block(nn.Module):
     """Pre-norm residual block."""
 
     def __init__(
-        self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, hidden_dim: int, norm_eps: float, dropout: float
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        hidden_dim: int,
+        norm_eps: float,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.norm1 = RMSNorm(dim, norm_eps)

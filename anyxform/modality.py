@@ -47,7 +47,7 @@ class Modality(ABC):
     decoding: ClassVar[Decoding] = "autoregressive"
     """How targets are generated unless the caller says otherwise."""
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
-    """Names of the metrics of which less is better."""
+    """Names of the metrics, the judge's included, of which less is better."""
 
     vocab_size: int
     """Codes are in [0, vocab_size)."""
@@ -163,7 +163,9 @@ def registry() -> dict[str, type[Modality]]:
         if not (isinstance(plugin, type) and issubclass(plugin, Modality)):
             raise ValueError(f"the plug-in {entry.name!r} ({entry.value}) is not a subclass of anyxform's Modality")
         if plugin.name != entry.name:
-            raise ValueError(f"the plug-in {entry.value} calls itself {plugin.name!r} but is registered as {entry.name!r}")
+            raise ValueError(
+                f"the plug-in {entry.value} calls itself {plugin.name!r} but is registered as {entry.name!r}"
+            )
         found[entry.name] = plugin
     return found
 
@@ -172,5 +174,7 @@ def get_modality(name: str) -> type[Modality]:
     """The registered class of that name."""
     known = registry()
     if name not in known:
-        raise ValueError(f"no modality is called {name!r}: {did_you_mean(name, list(known))} (see: anyxform modalities)")
+        raise ValueError(
+            f"no modality is called {name!r}: {did_you_mean(name, list(known))} (see: anyxform modalities)"
+        )
     return known[name]

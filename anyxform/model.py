@@ -72,10 +72,14 @@ class Transformer(nn.Module):
         tie_embeddings: bool = True,
     ) -> None:
         super().__init__()
+        if min(dim, depth, num_heads) < 1 or (num_kv_heads or 1) < 1:
+            raise ValueError(
+                f"dim={dim}, depth={depth}, num_heads={num_heads}, num_kv_heads={num_kv_heads}: give 1 or more"
+            )
         num_kv_heads = num_kv_heads or num_heads
         head_dim = head_dim or dim // num_heads
         hidden_dim = hidden_dim or -(-8 * dim // 3 // 64) * 64
-        if num_heads % num_kv_heads or head_dim % 2:
+        if num_heads % num_kv_heads or head_dim % 2 or head_dim < 2:
             raise ValueError(
                 f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}, and head_dim={head_dim} even"
             )
@@ -86,11 +90,11 @@ class Transformer(nn.Module):
         }  # fmt: skip
         self.dim, self.head_dim, self.rope_theta, self.layer_dropout = dim, head_dim, rope_theta, layer_dropout
         self.condition_ids = {name: number for number, name in enumerate(conditions)}
-        self.front_ends = nn.ModuleDict({name: modality.front_end(dim) for name, modality in modalities.items()})
+        self.front_ends: Any = nn.ModuleDict({name: modality.front_end(dim) for name, modality in modalities.items()})
         self.source_embedding = nn.ParameterDict({name: nn.Parameter(torch.empty(dim)) for name in modalities})
         self.condition_embedding = nn.Embedding(len(conditions), dim)
-        self.targets = nn.ModuleDict({name: Target(it, dim, tie_embeddings) for name, it in modalities.items()})
-        self.blocks = nn.ModuleList(
+        self.targets: Any = nn.ModuleDict({name: Target(it, dim, tie_embeddings) for name, it in modalities.items()})
+        self.blocks: Any = nn.ModuleList(
             Block(dim, num_heads, num_kv_heads, head_dim, hidden_dim, norm_eps, dropout) for _ in range(depth)
         )
         self.norm = RMSNorm(dim, norm_eps)
@@ -108,7 +112,10 @@ class Transformer(nn.Module):
         for block in self.blocks:
             for projection in (block.attention.out, block.mlp.down):
                 nn.init.normal_(projection.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
-        for parameter in [*self.source_embedding.values(), *(p for t in self.targets.values() for p in (t.embedding, t.head))]:
+        for parameter in [
+            *self.source_embedding.values(),
+            *(p for t in self.targets.values() for p in (t.embedding, t.head)),
+        ]:
             nn.init.normal_(parameter, std=0.02)
 
     def config(self) -> dict[str, Any]:
@@ -160,3 +167,13 @@ class Transformer(nn.Module):
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def compile_blocks(model: Transformer) -> None:
+    """Compile what is computed token by token, in place; attention stays as it is, since its shapes change.
+
+    Rows must have one fixed size (`data.Rows(pad=True)`), else every row is compiled anew.
+    """
+    for block in model.blocks:
+        block.attention.project = torch.compile(block.attention.project, dynamic=False)
+        block.mlp.compile(dynamic=False)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -32,12 +33,17 @@ class Order:
 
     def __init__(self, sizes: Mapping[str, int], weights: Mapping[str, float] | None = None, seed: int = 0) -> None:
         self.names, self.sizes, self.seed = list(sizes), list(sizes.values()), seed
+        self._made_from = (sizes, weights, seed)
         chosen = np.array([(weights or {}).get(name, sizes[name]) for name in self.names], dtype=float)
-        if (chosen < 0).any() or not chosen.sum() > 0:
+        if not (chosen >= 0).all() or not 0 < chosen.sum() < np.inf:
             raise ValueError(f"weights of datasets must be 0 or more, and not all 0: {dict(zip(self.names, chosen))}")
-        self.edges = np.concatenate([[0.0], np.cumsum(chosen / chosen.sum())])
+        self.edges = np.concatenate([[0.0], np.cumsum(chosen)])
+        self.edges /= self.edges[-1]  # the last is exactly 1
         self._block = lru_cache(maxsize=4)(self._mix)
         self._epoch = lru_cache(maxsize=64)(self._permutation)
+
+    def __reduce__(self) -> tuple[type["Order"], tuple[Any, ...]]:
+        return Order, self._made_from  # pickled for worker processes without what is remembered
 
     def __getitem__(self, index: int) -> Draw:
         block, place = divmod(index, BLOCK)

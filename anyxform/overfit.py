@@ -1,9 +1,7 @@
 """`train.debug=overfit`: can the model learn one batch by heart, in every direction? If not, something is broken."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-
-import torch
 
 from anyxform.data import Counts, Examples, balance
 from anyxform.dataset import Dataset
@@ -20,47 +18,38 @@ ENOUGH = 0.05
 
 def one_of_each(
     datasets: Mapping[str, Dataset], modalities: Mapping[str, Modality], directions: Iterable[Direction], seed: int = 0
-) -> dict[str, Example | None]:
+) -> tuple[dict[str, Example], dict[str, str]]:
     """An example of each direction as training sees it, but neither augmented nor with anything dropped.
 
-    None where every sample of a direction is broken.
+    Where every sample of a direction is broken, it is in the second dictionary, with the first one's reason.
     """
     order = Order({name: len(dataset) for name, dataset in datasets.items()}, seed=seed)
-    most = 2 * sum(map(len, datasets.values()))
-    found: dict[str, Example | None] = {}
-    for direction in directions:
-        only = Directions({str(direction): 1.0})
-        examples = Examples(datasets, modalities, only, order, train=False)
-        drawn = (examples(index, Counts()) for index in range(most))
-        found[str(direction)] = next((e for e in drawn if e and e.direction == str(direction)), None)
-    return found
+    twice = range(2 * sum(map(len, datasets.values())))
+    found, broken = dict[str, Example](), dict[str, str]()
+    for name in map(str, directions):
+        examples, counts = Examples(datasets, modalities, Directions({name: 1.0}), order, train=False), Counts()
+        drawn = (examples(index, counts) for index in twice)
+        example = next((it for it in drawn if it is not None and it.direction == name), None)
+        if example is not None:
+            found[name] = example
+        else:
+            broken[name] = next(iter(counts.reasons), "no sample has it")
+    return found, broken
 
 
 def rows_of(examples: Sequence[Example], condition_ids: dict[str, int], size: int) -> list[Batch]:
     """All examples in as few rows of at most `size` tokens as they fit into."""
     size = max(size, *map(len, examples))
-    return [
-        pack([examples[number] for number in row], condition_ids) for row in balance([len(e) for e in examples], size)
-    ]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The last loss of every direction; those at or above `ENOUGH` are not learnt."""
-
-    losses: dict[str, float]
-
-    @property
-    def failed(self) -> dict[str, float]:
-        return {name: loss for name, loss in self.losses.items() if not loss < ENOUGH}
+    rows = balance([len(example) for example in examples], size)
+    return [pack([examples[number] for number in row], condition_ids) for row in rows]
 
 
 def overfit(state: TrainState, batches: Sequence[Batch], *, steps: int = 1000, lr: float = 1e-3) -> Iterator[Metrics]:
     """Train on the same rows until every direction is below `ENOUGH` or `steps` are over, yielding each step's metrics.
 
-    Without dropout or early exits; the rate rises over 20 steps, then falls to 0.
+    Without dropout, early exits or weight decay; the rate rises over 20 steps, then falls to 0.
     """
-    model = state.model.eval()
+    model, began = state.model.eval(), time.perf_counter()
     device = next(model.parameters()).device
     batches = [batch.to(device) for batch in batches]
     while state.step < steps:
@@ -69,6 +58,9 @@ def overfit(state: TrainState, batches: Sequence[Batch], *, steps: int = 1000, l
             group.update(lr=rate, weight_decay=0.0)
         metrics = train_step(model, state.optimizer, batches)
         state.step += 1
-        yield {"step": state.step, "lr": rate, **metrics}
+        state.tokens += sum(batch.num_tokens for batch in batches)
+        state.seconds = time.perf_counter() - began
+        speed = {"seconds": state.seconds, "tokens_per_second": state.tokens / state.seconds}
+        yield {"step": state.step, "lr": rate, **metrics, **speed}
         if all(loss < ENOUGH for loss in metrics["directions"].values()):
             return

@@ -1,4 +1,4 @@
-"""What a run tells: a bar with a table of losses on a terminal, plain lines elsewhere, metrics.jsonl and TensorBoard."""
+"""What a run tells: a bar and a table of losses on a terminal, else plain lines; metrics.jsonl and TensorBoard."""
 
 import json
 import math
@@ -22,7 +22,9 @@ class Display(Protocol):
     """Where the state of a run is shown while it goes on."""
 
     def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
     def update(self, metrics: Mapping[str, Any]) -> None:
         """One step is done."""
 
@@ -87,7 +89,9 @@ class Bar:
         self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.live.stop()
 
     def update(self, metrics: Mapping[str, Any]) -> None:
@@ -121,7 +125,9 @@ class Lines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
     def update(self, metrics: Mapping[str, Any]) -> None:
@@ -163,7 +169,9 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.file.close()
         self.tensorboard.close()
 

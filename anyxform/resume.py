@@ -1,10 +1,10 @@
 """Going on with a run: the checkpoints in its folder, and what they hold beside the weights for inference.
 
-    run_dir/checkpoints/latest                          the name of the newest
-    run_dir/checkpoints/step-00000100/                  see `anyxform.checkpoint`, and
-        weights.safetensors                             the raw weights, where model.safetensors is their average
-        optimizer.safetensors                           tensors named "<parameter>.<state>"
-        state.json                                      step, position in the data, counts, settings that must not change
+run_dir/checkpoints/latest                          the name of the newest
+run_dir/checkpoints/step-00000100/                  see `anyxform.checkpoint`, and
+    weights.safetensors                             the raw weights, where model.safetensors is their average
+    optimizer.safetensors                           tensors named "<parameter>.<state>"
+    state.json                                      step, position in the data, counts, settings that must not change
 """
 
 import json
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -79,10 +80,11 @@ def save(
     return folder
 
 
-def load(folder: Path, state: TrainState, settings: Mapping[str, Any]) -> None:
+def load(folder: Path, state: TrainState, settings: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
     """Bring a fresh state of the same run to where the checkpoint was taken.
 
-    ValueError if a setting is another than the run was started with, named with both values.
+    ValueError if a setting is another than the run was started with, named with both values, or if a modality or its
+    tokenizer is another.
     """
     saved = checkpoint.read_json(folder / "state.json")
     config = checkpoint.read_json(folder / "config.json")
@@ -92,8 +94,11 @@ def load(folder: Path, state: TrainState, settings: Mapping[str, Any]) -> None:
             f"{folder} was trained with the conditions {config['conditions']}, the data now give "
             f"{list(state.model.condition_ids)}: resume with the same data"
         )
+    _check_modalities(folder, config["modalities"], modalities)
     raw = folder / "weights.safetensors"
-    checkpoint.load_tensors(checkpoint.model_tensors(state.model), raw if raw.exists() else folder / "model.safetensors")
+    checkpoint.load_tensors(
+        checkpoint.model_tensors(state.model), raw if raw.exists() else folder / "model.safetensors"
+    )
     if state.ema is not None:
         averages = {name: state.ema.weights[name] for name in checkpoint.model_tensors(state.model)}
         checkpoint.load_tensors(averages, folder / "model.safetensors")
@@ -109,7 +114,22 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any],
             _check_same(folder, old, new, f"{name}.")
         elif old != new:
             raise ValueError(
-                f"{folder} was trained with {name}={old!r}, not {new!r}: resume with that, or start anew in another run_dir"
+                f"{folder} was trained with {name}={old!r}, not {new!r}: "
+                "resume with that, or start anew in another run_dir"
+            )
+
+
+def _check_modalities(folder: Path, saved: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
+    now = json.loads(json.dumps({name: modality.config() for name, modality in modalities.items()}))
+    states = checkpoint.read_tensors(folder / "modalities.safetensors")
+    for name in sorted(saved.keys() | now.keys()):
+        own = {f"{name}.{key}": tensor for key, tensor in modalities[name].state().items()} if name in now else {}
+        if saved.get(name) != now.get(name) or not all(
+            key in states and torch.equal(states[key], tensor.cpu()) for key, tensor in own.items()
+        ):
+            raise ValueError(
+                f"{folder} was trained with another {name} (its arguments or its tokenizer): resume with that, "
+                "or start anew in another run_dir"
             )
 
 

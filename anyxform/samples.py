@@ -3,7 +3,8 @@
 import io
 import json
 import mimetypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +14,23 @@ from torch.utils.tensorboard import SummaryWriter
 from anyxform.dataset import Dataset
 from anyxform.directions import Directions
 from anyxform.evaluate import Item
-from anyxform.field import Direction
 from anyxform.modality import Modality
+from anyxform.selection import choose_items
 
 
 def probes(
     datasets: Mapping[str, Dataset], modalities: Mapping[str, Modality], directions: Directions, count: int
 ) -> list[Item]:
-    """`count` items: one of each direction in turn, those that lead between new modalities first."""
-    pairs: dict[tuple[str, ...], dict[Direction, Item]] = {}
-    for direction, item in _first_items(datasets, modalities, directions):
-        names = (*(source.modality for source in direction.sources), direction.target.modality)
-        pairs.setdefault(names, {})[direction] = item
-    found: list[Item] = []
-    queues = [list(items.values()) for _, items in sorted(pairs.items())]
-    while len(found) < count and any(queues):
-        found += [queue.pop(0) for queue in queues if queue]
-    return found[:count]
-
-
-def _first_items(
-    datasets: Mapping[str, Dataset], modalities: Mapping[str, Modality], directions: Directions
-) -> Iterator[tuple[Direction, Item]]:
-    """The first sample of each direction, except for samples that cannot be read."""
-    seen = set[Direction]()
-    for dataset in datasets.values():
-        for number, sample in enumerate(dataset.samples):
-            try:
-                fields = {field: read for field, read in dataset.fields(number).items() if field.modality in modalities}
-                for _, fitting in directions.fitting(fields):
-                    for direction in fitting:
-                        if direction not in seen:
-                            load = {f: modalities[f.modality].load for f in (*direction.sources, direction.target)}
-                            values = [load[f](fields[f]()) for f in load]
-                            yield direction, Item(sample.key, direction, tuple(values[:-1]), values[-1])
-                            seen.add(direction)
-            except ValueError:
-                continue
+    """`count` items: one of each direction, taken in turn from each pair of modalities."""
+    chosen = choose_items(
+        datasets, modalities, patterns=list(directions.weights), hold_out=directions.hold_out, limit=1
+    )
+    queues: dict[tuple[str, ...], list[Item]] = {}
+    for item in sorted(chosen.items, key=lambda item: item.direction):
+        names = (*(source.modality for source in item.direction.sources), item.direction.target.modality)
+        queues.setdefault(names, []).append(item)
+    turns = zip_longest(*(queue for _, queue in sorted(queues.items())))
+    return [item for turn in turns for item in turn if item is not None][:count]
 
 
 def write_samples(
@@ -60,7 +41,11 @@ def write_samples(
     tensorboard: SummaryWriter,
     step: int,
 ) -> None:
-    """Save each answer beside what it was made from and what was wanted, and index.jsonl, which says what is what."""
+    """Save each answer beside what it was made from and what was wanted, and index.jsonl, which says what is what.
+
+    TensorBoard shows sources and references once, when the parent of `folder` is new.
+    """
+    first = not folder.parent.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number, (item, answer) in enumerate(zip(items, answers, strict=True)):
@@ -68,13 +53,11 @@ def write_samples(
         fields = {f"source{place}": field for place, field in enumerate(item.direction.sources)}
         fields |= {"reference": item.direction.target, "answer": item.direction.target}
         for (role, field), value in zip(fields.items(), (*item.sources, item.reference, answer)):
-            if value is None:
-                continue
             modality = modalities[field.modality]
             data, ending = modality.save(value), modality.extensions[0] if modality.extensions else "bin"
             line[role] = f"{number:02d}-{role}.{ending}"
             (folder / line[role]).write_bytes(data)
-            if role == "answer" or step == 0:
+            if role == "answer" or first:
                 _show(tensorboard, f"{number:02d} {item.direction}/{role}", data, line[role], step)
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     (folder / "index.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -1,80 +1,141 @@
-"""How tokens are chosen: the options of a generation, and drawing from logits with one generator a request."""
+"""How codes are chosen: the options of a generation, and drawing from logits with a generator of each request's own.
 
+Letters: B requests, T tokens, K codebooks, V codes; logits have V + 1 outputs, the last of which is the end.
+"""
+
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from anyxform.modality import Decoding
 
+TEMPERATURE: dict[Decoding, float] = {"autoregressive": 0.0, "masked": 1.0}
+GUIDANCE: dict[Decoding, float] = {"autoregressive": 1.0, "masked": 2.0}
+"""What None stands for in `Sampling`."""
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """Options of a generation. ValueError if one makes no sense.
+    """The options of a generation; a ValueError names one that makes no sense.
 
-    `temperature`: 0 takes the likeliest; None: 0 left to right, 1 masked. `top_k`, `top_p`: draw only among the k
-    likeliest, or the likeliest that together have probability p; 0 and 1 for all. `num_beams`: beam search, left to right
-    only, with `length_penalty` as the exponent of the length that scores are divided by. `steps`, `choice_temperature`:
-    of masked refinement, the second for the noise in choosing which tokens stay. `guidance`: how far to go from the
-    logits without sources to those with them; 1: no further (arXiv 2207.12598). `seed`: of the first request; the next
-    ones count on. `decoding`: the other way than the modality's own. `length`: of a target in tokens, if its length is free.
+    Args:
+        temperature: divides the logits; 0 takes the likeliest. None: `TEMPERATURE` of the way of decoding.
+        top_k: draw among the k likeliest codes only; 0: among all.
+        top_p: draw among the likeliest codes that together have this probability (arXiv 1904.09751).
+        no_repeat: left to right, no run of so many codes comes twice; 0: anything may.
+        num_beams: left to right, search for the likeliest sequence with so many beams.
+        length_penalty: of beams, whose log-probability is divided by their length to this power.
+        steps: of masked refinement.
+        choice_temperature: masked, noise in which codes are kept, falling to 0 with the steps (arXiv 2202.04200).
+        guidance: how far to go from the logits without sources to those with them; 1: no further (arXiv 2207.12598).
+            None: `GUIDANCE` of the way of decoding.
+        seed: of a call's first request; each further one has the next.
+        decoding: ``autoregressive`` or ``masked``. None: the target modality's own.
+        length: tokens of the target. None: as the model decides.
     """
 
     temperature: float | None = None
     top_k: int = 0
     top_p: float = 1.0
+    no_repeat: int = 0
     num_beams: int = 1
     length_penalty: float = 1.0
     steps: int = 12
     choice_temperature: float = 2.0
-    guidance: float = 1.0
+    guidance: float | None = None
     seed: int = 0
     decoding: Decoding | None = None
     length: int | None = None
 
     def __post_init__(self) -> None:
-        wrong = {
-            "temperature": self.temperature is not None and self.temperature < 0,
-            "top_k": self.top_k < 0,
-            "top_p": not 0 < self.top_p <= 1,
-            "num_beams": self.num_beams < 1,
-            "steps": self.steps < 1,
-            "choice_temperature": self.choice_temperature < 0,
-            "guidance": self.guidance < 0,
-            "decoding": self.decoding not in (None, "autoregressive", "masked"),
-            "length": self.length is not None and self.length < 1,
+        allowed = {
+            "temperature": (self.temperature is None or 0 <= self.temperature < math.inf, "0 or more"),
+            "top_k": (self.top_k >= 0, "0 (all codes) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "no_repeat": (self.no_repeat >= 0, "0 (off) or more"),
+            "num_beams": (self.num_beams >= 1, "1 or more"),
+            "length_penalty": (0 <= self.length_penalty < math.inf, "0 or more"),
+            "steps": (self.steps >= 1, "1 or more"),
+            "choice_temperature": (0 <= self.choice_temperature < math.inf, "0 or more"),
+            "guidance": (self.guidance is None or 0 <= self.guidance < math.inf, "0 or more (1 is none)"),
+            "decoding": (self.decoding in (None, "autoregressive", "masked"), "autoregressive or masked"),
+            "length": (self.length is None or self.length >= 1, "1 or more"),
         }
-        for field in fields(self):
-            if wrong.get(field.name):
-                raise ValueError(f"{field.name}={getattr(self, field.name)!r} makes no sense: see anyxform run --help")
+        for name, (fine, rule) in allowed.items():
+            if not fine:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not possible: give {rule}")
+        if self.num_beams > 1 and (self.temperature or self.guidance not in (None, 1) or self.decoding == "masked"):
+            raise ValueError(
+                f"num_beams={self.num_beams} searches left to right for the likeliest: "
+                "it goes with no temperature, guidance or masked decoding"
+            )
+
+    def temperature_for(self, decoding: Decoding) -> float:
+        return TEMPERATURE[decoding] if self.temperature is None else self.temperature
+
+    def guidance_for(self, decoding: Decoding) -> float:
+        return GUIDANCE[decoding] if self.guidance is None else self.guidance
 
 
-def generators(sampling: Sampling, numbers: Sequence[int]) -> list[torch.Generator]:
-    """One generator a request, by its number, so that what is drawn does not depend on the rest of a batch."""
-    return [torch.Generator().manual_seed(sampling.seed + number) for number in numbers]
+def uniforms(generators: Sequence[torch.Generator], lengths: Sequence[int], size: int, columns: int = 1) -> Tensor:
+    """Numbers in [0, 1) ``[B, size, columns]``: for each request those of its own length, then zeros.
+
+    A request draws as many as it needs alone, so that what it draws does not depend on its batch-mates.
+    """
+    drawn = torch.zeros(len(generators), size, columns)
+    for row, (generator, length) in enumerate(zip(generators, lengths)):
+        drawn[row, :length] = torch.rand(length, columns, generator=generator)
+    return drawn
 
 
-def choose(logits: Tensor, sampling: Sampling, temperature: float, sources: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """Ids ``[B, …]`` drawn from logits ``[B, …, V]``, and their log-probabilities under the untempered distribution."""
-    log_p = logits.log_softmax(dim=-1)
+def draw(logits: Tensor, temperature: float, options: Sampling, uniform: Tensor) -> Tensor:
+    """Codes ``[…]`` from logits ``[…, V + 1]``, each by one uniform number ``[…]``; temperature 0: the likeliest."""
     if temperature == 0:
-        ids = logits.argmax(dim=-1)
-    else:
-        allowed = _truncated(logits / temperature, sampling)
-        noise = torch.stack([torch.rand(logits.shape[1:], generator=source) for source in sources]).to(logits.device)
-        ids = (allowed - (-noise.clamp_min(1e-20).log()).log()).argmax(dim=-1)  # Gumbel's maximum is a draw
-    return ids, log_p.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        return logits.argmax(dim=-1)
+    cumulated = truncate(logits / temperature, options.top_k, options.top_p).softmax(dim=-1).cumsum(dim=-1)
+    # below the total, as a number is below 1: the first code to exceed it has a probability above 0
+    threshold = uniform.to(logits.device).unsqueeze(-1) * cumulated[..., -1:]
+    return torch.searchsorted(cumulated, threshold, right=True).squeeze(-1)
 
 
-def _truncated(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Minus infinity where `top_k` or `top_p` forbid. The likeliest always stays."""
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    if sampling.top_p < 1:
+def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits ``[…, V]`` with minus infinity where `top_k` or `top_p` forbid; the likeliest always stays."""
+    if 0 < top_k < logits.shape[-1]:
+        likeliest = logits.topk(top_k, dim=-1)
+        logits = torch.full_like(logits, -math.inf).scatter(-1, likeliest.indices, likeliest.values)
+    if top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
-        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
-        forbidden = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
-        logits = logits.masked_fill(forbidden, float("-inf"))
+        probabilities = ordered.softmax(dim=-1)
+        beyond = probabilities.cumsum(dim=-1) - probabilities >= top_p
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -math.inf)
     return logits
+
+
+def permitted(logits: Tensor, codes: Tensor, no_repeat: int, never_ends: bool) -> Tensor:
+    """Logits ``[B, K, V + 1]`` of the token behind codes ``[B, T, K]``, with minus infinity for what may not follow."""
+    forbidden = repeats(codes.transpose(1, 2), no_repeat, logits.shape[-1] - 1)
+    end = forbidden.new_full((*forbidden.shape[:-1], 1), never_ends)
+    return logits.masked_fill(torch.cat([forbidden, end], dim=-1), -math.inf)
+
+
+def log_probability(logits: Tensor, chosen: Tensor) -> Tensor:
+    """Of the chosen codes ``[…]`` under logits ``[…, V + 1]``."""
+    return logits.log_softmax(dim=-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+
+
+def repeats(codes: Tensor, size: int, vocab_size: int) -> Tensor:
+    """Which codes ``[…, vocab_size]`` (bool) would end a run of `size` codes that ``[…, T]`` holds already.
+
+    Where that is all of them, none is: something has to be chosen.
+    """
+    forbidden = torch.zeros(*codes.shape[:-1], vocab_size, dtype=torch.bool, device=codes.device)
+    if size == 0 or codes.shape[-1] < size:
+        return forbidden
+    runs = codes.unfold(-1, size, 1)  # [..., T - size + 1, size]
+    current = codes[..., codes.shape[-1] - size + 1 :].unsqueeze(-2)
+    again = (runs[..., :-1] == current).all(dim=-1)
+    forbidden = forbidden.long().scatter_reduce(-1, runs[..., -1], again.long(), "amax").bool()
+    return forbidden & ~forbidden.all(dim=-1, keepdim=True)

@@ -104,7 +104,7 @@ class PackedSources:
 
 @dataclass(frozen=True)
 class PackedTargets:
-    """All targets of one modality. Inputs ``[n, K]`` stand at `index`; logits read at `label_index` predict `labels`."""
+    """All targets of one modality. Inputs ``[n, K]`` stand at `index`; logits at `label_index` predict `labels`."""
 
     inputs: Tensor
     index: Tensor

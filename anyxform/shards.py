@@ -6,15 +6,18 @@ is named, and reading goes on at the next whole header.
 """
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from io import FileIO
 from pathlib import Path
 
 BLOCK = 512
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
-_PAX, _LONG_NAME, _LONG_LINK, _GLOBAL = tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE
+_PAX, _LONG_NAME = tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME
+_PAX_PATH = re.compile(rb"^\d+ path=(.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Sample:
     def read(self, ending: str) -> bytes:
         """A member's bytes."""
         offset, size = self.members[ending]
-        data = os.pread(_descriptor(self.shard, os.getpid()), size, offset)
+        file = _open(self.shard, os.getpid())
+        data = os.pread(file.fileno(), size, offset)
         if len(data) != size:
             raise ValueError(f"{self.shard}: {self.key}.{ending} is truncated ({len(data)} of {size} bytes)")
         return data
@@ -43,18 +47,20 @@ class Index:
 
 
 @lru_cache(maxsize=256)
-def _descriptor(shard: Path, process: int) -> int:
-    """An open file; each process has its own."""
-    return os.open(shard, os.O_RDONLY)
+def _open(shard: Path, process: int) -> FileIO:
+    """An open file, closed when it is forgotten; each process has its own."""
+    return FileIO(shard)
 
 
 def index(shard: Path) -> Index:
-    """Walk the headers of a shard. A file that is no tar at all is a ValueError; other damage is in the result."""
+    """Walk the headers of a shard. No file, or one that is no tar, is a ValueError; other damage is in the result."""
+    if not shard.is_file():
+        raise ValueError(f"there is no shard {shard}: see data.root and the pattern of the dataset's shards")
     found, seen = Index(), set[str]()
     for name, offset, size in _members(shard, found.damage):
         folder, slash, base = name.rpartition("/")
         stem, dot, ending = base.partition(".")
-        key = folder + slash + stem
+        key, ending = folder + slash + stem, ending.lower()
         if not dot or not stem:
             continue  # not a member of a sample, to webdataset neither
         if not found.samples or found.samples[-1].key != key:
@@ -66,19 +72,22 @@ def index(shard: Path) -> Index:
         if ending in found.samples[-1].members:
             found.damage.append(f"{shard}: {name!r} is there twice")
             continue
-        found.samples[-1].members[ending.lower()] = (offset, size)
+        found.samples[-1].members[ending] = (offset, size)
     return found
 
 
 def _members(shard: Path, damage: list[str]) -> Iterator[tuple[str, int, int]]:
     """(name, offset, size) of every regular file whose header is whole; see POSIX ustar, pax and GNU long names."""
     length = shard.stat().st_size
+    if length < BLOCK:
+        raise ValueError(f"{shard} is not a tar: it has {length} bytes, less than one header")
     with open(shard, "rb") as file:
-        position, long_name, broken_at = 0, "", -1
+        position, long_name, broken, ended = 0, "", False, False
         while position + BLOCK <= length:
             file.seek(position)
             header = file.read(BLOCK)
-            if not header.strip(b"\0"):
+            ended = not header.strip(b"\0")
+            if ended:
                 position += BLOCK
                 continue
             try:
@@ -86,35 +95,34 @@ def _members(shard: Path, damage: list[str]) -> Iterator[tuple[str, int, int]]:
             except tarfile.HeaderError as error:
                 if position == 0:
                     raise ValueError(f"{shard} is not a tar: {error}") from error
-                if broken_at < 0:
-                    broken_at = position
-                    damage.append(f"{shard}: broken header at byte {position}: samples are lost up to the next whole one")
+                if not broken:
+                    damage.append(
+                        f"{shard}: broken header at byte {position}: samples are lost up to the next whole one"
+                    )
+                broken, long_name = True, ""
                 position += BLOCK
                 continue
-            broken_at = -1
+            broken = False
             data, size = position + BLOCK, info.size
             if info.type in (_LONG_NAME, _PAX):
                 file.seek(data)
-                content = file.read(size)
-                long_name = content.rstrip(b"\0").decode() if info.type == _LONG_NAME else _pax_path(content)
-            elif info.type in _FILES:
+                long_name = _long_name(info.type, file.read(size))
+            else:
+                name, long_name = long_name or info.name, ""
                 if data + size > length:
-                    damage.append(f"{shard}: {info.name!r} is truncated: {length - data} of {size} bytes are there")
+                    damage.append(f"{shard}: {name!r} is truncated: {length - data} of {size} bytes are there")
                     return
-                yield long_name or info.name, data, size
-                long_name = ""
-            elif info.type not in (_LONG_LINK, _GLOBAL):
-                long_name = ""
+                if info.type in _FILES:
+                    yield name, data, size
             position = data + -(-size // BLOCK) * BLOCK
         if position < length:
             damage.append(f"{shard}: {length - position} bytes at its end are no tar")
+        elif not ended:
+            damage.append(f"{shard} does not end as a tar does: samples may be missing")
 
 
-def _pax_path(content: bytes) -> str:
-    """The ``path`` of a pax header's records ``LENGTH KEY=VALUE``."""
-    while content:
-        length, _, rest = content.partition(b" ")
-        record, content = rest[: int(length) - len(length) - 2], content[int(length) :]
-        if record.startswith(b"path="):
-            return record.removeprefix(b"path=").decode()
-    return ""
+def _long_name(kind: bytes, content: bytes) -> str:
+    """The name that GNU writes as it is, and pax as one of its records ``LENGTH KEY=VALUE``."""
+    found = _PAX_PATH.search(content) if kind == _PAX else None
+    name = found[1] if found else b"" if kind == _PAX else content.rstrip(b"\0")
+    return name.decode("utf-8", "surrogateescape")

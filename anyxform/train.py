@@ -171,7 +171,9 @@ def rotating_exit(step: int, every: int, depth: int) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def validation_loss(model: Transformer, batches: Iterable[Batch], *, bf16: bool = False) -> tuple[float, dict[str, float]]:
+def validation_loss(
+    model: Transformer, batches: Iterable[Batch], *, bf16: bool = False
+) -> tuple[float, dict[str, float]]:
     """The mean loss over all labels of the batches, and that of each direction, without dropout."""
     device, was_training = next(model.parameters()).device, model.training
     model.eval()

@@ -1,6 +1,6 @@
 """Attention of a packed row of mixed lengths, forward and backward: the loop over segments against its alternatives.
 
-    python -m benchmarks.attention
+python -m benchmarks.attention
 """
 
 import random

@@ -6,7 +6,9 @@ import torch
 from anyxform.attention import DenseAttention, FlexAttention, SegmentAttention
 from anyxform.sequence import Segments, may_attend
 
-SEGMENTS = Segments(starts=[0, 9, 14, 20], prefixes=[4, 0, 6, 3], targets=[5, 5, 0, 4], causal=[True, True, True, False])
+SEGMENTS = Segments(
+    starts=[0, 9, 14, 20], prefixes=[4, 0, 6, 3], targets=[5, 5, 0, 4], causal=[True, True, True, False]
+)
 SIZE = 30  # three tokens of padding
 
 

@@ -68,7 +68,11 @@ def test_untied_models_too(tmp_path):
 
 
 def test_nothing_but_data_is_stored(folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "modalities.safetensors", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "modalities.safetensors",
+        "model.safetensors",
+    ]
 
 
 def test_a_run_and_its_checkpoints_stand_for_the_newest(folder):
@@ -94,11 +98,20 @@ def cut(path: Path) -> None:
         (lambda f: cut(f / "model.safetensors"), r"model\.safetensors cannot be read"),
         (lambda f: cut(f / "config.json"), r"config\.json cannot be read"),
         (lambda f: spoil(f, format=99), "has format 99.* upgrade anyxform"),
-        (lambda f: spoil(f, modalities={"dna": {}}), "needs the modality 'dna', which is not installed: see anyxform modal"),
-        (lambda f: spoil(f, model={"dim": 48, "depth": 3, "num_heads": 2}), r"is of another model: .* has shape \(.*\), not"),
+        (
+            lambda f: spoil(f, modalities={"dna": {}}),
+            "needs the modality 'dna', which is not installed: see anyxform modal",
+        ),
+        (
+            lambda f: spoil(f, model={"dim": 48, "depth": 3, "num_heads": 2}),
+            r"is of another model: .* has shape \(.*\), not",
+        ),
         (lambda f: spoil(f, model={"dim": 32, "depth": 2, "num_heads": 2}), r"blocks\.2\.\S+ is not in the model"),
         (lambda f: spoil(f, model={"dim": 32, "breadth": 2}), "does not describe a model of this version: .*breadth"),
-        (lambda f: spoil(f, modalities={"text": {"width": 3}}), "does not fit the modality 'text': another version wrote it"),
+        (
+            lambda f: spoil(f, modalities={"text": {"width": 3}}),
+            "does not fit the modality 'text': another version wrote it",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(folder, damage, message):

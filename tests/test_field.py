@@ -11,7 +11,9 @@ def test_fields_and_directions_read_back_what_they_write():
     assert Field.parse("audio:fr-phone").attributes == ("fr", "phone")
 
 
-@pytest.mark.parametrize("text", ["", "Text", "text:", "text:fr:de", "text fr", "text:fr-", "image>", "+text>image", ">text"])
+@pytest.mark.parametrize(
+    "text", ["", "Text", "text:", "text:fr:de", "text fr", "text:fr-", "image>", "+text>image", ">text"]
+)
 def test_what_is_neither_is_refused(text):
     with pytest.raises(ValueError, match="is not a"):
         (Direction if ">" in text else Field).parse(text)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ def test_schedules():
         assert rates[0] == pytest.approx(0.1)
         assert max(rates) == rates[9] == 1.0
         assert rates[100] == pytest.approx(0.1)
-        assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+        assert all(a >= b for a, b in pairwise(rates[10:]))
     assert learning_rate(79, steps=100, warmup=10, schedule="wsd", decay=0.2) == 1.0
     assert learning_rate(50, steps=100, warmup=0, schedule="cosine", final=0.0) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="cosine, wsd or constant"):

@@ -1,11 +1,17 @@
 """With text alone the stack is a Qwen3: logits equal those of transformers, an independent reference."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
+from anyxform.cache import advance, prefill
+from anyxform.field import Field
+from anyxform.generate import Request, generate
 from anyxform.layers import Block
 from anyxform.model import Transformer
-from anyxform.sequence import Example, Target, pack
+from anyxform.sampling import Sampling
+from anyxform.sequence import Example, Target, marker, pack, to_axes
 from tests.toy import ToyText
 
 transformers = pytest.importorskip("transformers")
@@ -43,8 +49,8 @@ def both():
     for parameter in reference.parameters():  # norms of all ones would hide a norm that is left out
         parameter.data += 0.1 * torch.randn_like(parameter)
     model = Transformer(
-        modalities={"text": text}, conditions=[], dim=DIM, depth=DEPTH, num_heads=HEADS, num_kv_heads=KV_HEADS,
-        head_dim=HEAD_DIM, hidden_dim=HIDDEN, rope_theta=THETA, tie_embeddings=False,
+        modalities={"text": text}, conditions=[marker("text")], dim=DIM, depth=DEPTH, num_heads=HEADS,
+        num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, hidden_dim=HIDDEN, rope_theta=THETA, tie_embeddings=False,
     ).eval()  # fmt: skip
     with torch.no_grad():
         for block, layer in zip(model.blocks, reference.model.layers, strict=True):
@@ -70,3 +76,47 @@ def test_text_logits_equal_qwen3(both):
     theirs = torch.cat([reference(codes[None]).logits[0] for codes in texts])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert theirs.abs().max() > 0.5  # not equal for being nothing
+
+
+def begin_with(model, reference, token):
+    """Make the marker, the one token of our prefix, the reference's first token."""
+    model.condition_embedding.weight[0] = reference.model.embed_tokens.weight[token]
+
+
+@torch.no_grad()
+def test_cached_logits_equal_qwen3(both):
+    """A prompt as target tokens, all at once into the cache, then more one by one; the marker is its first token."""
+    model, reference, text = both
+    codes = torch.randint(text.vocab_size, (17,), generator=torch.Generator().manual_seed(2))
+    begin_with(model, reference, codes[0])
+    empty = torch.zeros(0, dtype=torch.long)
+    example = Example("key", ">text", (), (marker("text"),), language_modelling(empty, text).target)
+    head, offsets = model.targets["text"], to_axes(text.code_positions(16))
+    cache = prefill(model, [example], room=16)
+    parts = [cache.marker[None]]
+    cuts = [0, 6, *range(7, 17)]
+    for start, stop in pairwise(cuts):
+        sees = torch.ones(stop - start, stop, dtype=torch.bool).tril(diagonal=start)[None]
+        x = head.embed(codes[1 + start : 1 + stop, None])[None]
+        parts.append(advance(model, cache, x, offsets[start:stop], start, sees))
+    ours = head.logits(torch.cat(parts, dim=1))[0, :, 0]
+    torch.testing.assert_close(ours, reference(codes[None]).logits[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@torch.no_grad()
+def test_generated_text_equals_qwen3(both, num_beams):
+    """Greedy and by beams the answers of transformers' `generate`; the marker is the first token of its prompt."""
+    model, reference, text = both
+    lengths = []
+    for token in range(0, text.vocab_size, 3):
+        begin_with(model, reference, token)
+        (answer,) = generate(model, {"text": text}, [Request((), Field("text"))], Sampling(num_beams=num_beams))
+        theirs = reference.generate(
+            torch.tensor([[token]]), do_sample=False, num_beams=num_beams, min_new_tokens=1,
+            max_new_tokens=text.max_length, eos_token_id=text.vocab_size, pad_token_id=text.vocab_size,
+            early_stopping="never",
+        )[0, 1:]  # fmt: skip
+        assert answer.codes[:, 0].tolist() == [code for code in theirs.tolist() if code != text.vocab_size]
+        lengths.append(len(answer.codes))
+    assert min(lengths) < text.max_length  # some end

@@ -29,7 +29,7 @@ def test_a_resumed_run_equals_the_uninterrupted_bit_for_bit(tmp_path, threads):
     first, losses = trained(5)
     folder = saved(tmp_path, first)
     second = toy_state(**CHANCE)
-    resume.load(folder, second, SETTINGS)
+    resume.load(folder, second, SETTINGS, toys())
     losses += trained(12, second)[1]
     torch.set_num_threads(before)
     assert losses == expected
@@ -54,7 +54,7 @@ def test_without_an_average_there_is_one_file_of_weights(tmp_path):
     folder = saved(tmp_path, state)
     assert not (folder / "weights.safetensors").exists()
     other = toy_state(ema=None)
-    resume.load(folder, other, SETTINGS)
+    resume.load(folder, other, SETTINGS, toys())
     assert all(torch.equal(a, b) for a, b in zip(state.model.parameters(), other.model.parameters()))
 
 
@@ -89,4 +89,4 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, name):
 def test_settings_that_must_not_change(tmp_path, settings, message):
     folder = saved(tmp_path, toy_state())
     with pytest.raises(ValueError, match=message):
-        resume.load(folder, toy_state(), settings)
+        resume.load(folder, toy_state(), settings, toys())

@@ -61,7 +61,9 @@ def test_weights_scale_a_modality_and_nothing_else():
     for weight in (1.0, 0.0):
         model = toy_model()
         train_step(model, sgd(model), [toy_row(0)], weights={"sound": weight}, clip=1e9)
-        gradients[weight] = {name: p.grad.abs().sum().item() for name, p in model.targets.named_parameters() if p.grad is not None}
+        gradients[weight] = {
+            name: p.grad.abs().sum().item() for name, p in model.targets.named_parameters() if p.grad is not None
+        }
     assert gradients[0.0]["sound.embedding"] < gradients[1.0]["sound.embedding"]
     assert gradients[0.0]["text.embedding"] == pytest.approx(gradients[1.0]["text.embedding"], rel=1e-4)
 
@@ -129,9 +131,12 @@ def test_exits_rotate_through_the_early_layers():
 
 def test_early_exits_are_trained():
     """The state after the first block is read better where it was part of the loss."""
+
     def early_loss(exit_every):
         state, row = toy_state(), toy_row(0)
-        for _ in train(state, ((row, 0) for _ in range(30)), steps=30, exit_every=exit_every, exit_weight=1.0, **CONSTANT):
+        for _ in train(
+            state, ((row, 0) for _ in range(30)), steps=30, exit_every=exit_every, exit_weight=1.0, **CONSTANT
+        ):
             pass
         early, _ = state.model.states(row, exits=(1,))
         target = row.targets["text"]

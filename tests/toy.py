@@ -1,4 +1,4 @@
-"""Three toy modalities for tests, one of each kind: left to right; masked, fixed length, 2-D; masked, variable, 2 codes.
+"""Three toy modalities, one of each kind: left to right; masked, fixed length, 2-D; masked, variable, 2 codes.
 
 Real subclasses of `Modality` in a few lines each: values are str, a grid as a tuple of rows, and a tuple of numbers.
 """

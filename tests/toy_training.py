@@ -28,9 +28,7 @@ def toy_example(source: str, target: str, generator: torch.Generator) -> Example
         direction=f"{source}>{target}",
         sources=(Source(source, value, given.source_positions(value)),),
         conditions=(marker(target),),
-        target=Target(
-            target, codes, wanted.code_positions(len(codes)), wanted.vocab_size, wanted.fixed_length, hidden
-        ),
+        target=Target(target, codes, wanted.code_positions(len(codes)), wanted.vocab_size, wanted.fixed_length, hidden),
     )
 
 

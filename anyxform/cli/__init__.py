@@ -7,15 +7,18 @@ from importlib import import_module
 from anyxform import __version__
 from anyxform.field import did_you_mean
 
-COMMANDS = {
-    "run": ("anyxform.cli.run", "convert files or texts: anyxform run cat.png --to text:fr"),
-    "train": ("anyxform.cli.train", "train a model: anyxform train experiment=starter train.steps=1000"),
-    "eval": ("anyxform.cli.eval", "judge a model in every direction: anyxform eval checkpoint=runs/starter"),
-    "tokenizer": ("anyxform.cli.tokenizer", "train a modality's tokenizer: anyxform tokenizer modality=image data=starter"),
-    "data": ("anyxform.cli.data", "build data: anyxform data starter data/starter"),
-    "demo": ("anyxform.cli.demo", "train a small model from scratch and show what it does: anyxform demo --out demo"),
-    "modalities": ("anyxform.cli.info", "list the installed modalities"),
-    "doctor": ("anyxform.cli.info", "versions, devices, codecs, what is missing and how to get it"),
+COMMANDS = {  # name: (module:function, what it is for)
+    "run": ("run:main", "convert files or texts: anyxform run cat.png --to text:fr"),
+    "train": ("train:main", "train a model: anyxform train experiment=starter train.steps=1000"),
+    "eval": ("eval:main", "judge a model in every direction: anyxform eval runs/starter split=test"),
+    "tokenizer": (
+        "tokenizer:main",
+        "train a modality's tokenizer: anyxform tokenizer modality=image data=starter",
+    ),
+    "data": ("data:main", "build data: anyxform data starter data/starter"),
+    "demo": ("demo:main", "train a small model from scratch and show what it does: anyxform demo --out demo"),
+    "modalities": ("info:modalities", "list the installed modalities"),
+    "doctor": ("info:doctor", "versions, devices, codecs, what is missing and how to get it"),
 }
 
 
@@ -32,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         name, *rest = arguments
         if name not in COMMANDS:
             raise ValueError(f"no command is called {name!r}: {did_you_mean(name, list(COMMANDS))}")
-        command = import_module(COMMANDS[name][0])
-        return int(getattr(command, name, None)(rest) if hasattr(command, name) else command.main(rest))
+        module, _, function = COMMANDS[name][0].partition(":")
+        return int(getattr(import_module(f"anyxform.cli.{module}"), function)(rest))
     except (ValueError, OSError) as error:
         if os.environ.get("ANYXFORM_DEBUG"):
             raise

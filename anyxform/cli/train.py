@@ -3,10 +3,9 @@
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -17,28 +16,27 @@ import yaml
 
 from anyxform import __version__, resume
 from anyxform import train as training
-from anyxform.cli.build import Data, build_modalities, pick_device
+from anyxform.cli.build import Data, build_modalities, modality_classes, prepared, typed
 from anyxform.cli.conf import compose
-from anyxform.modality import Modality
-from anyxform.model import Transformer
+from anyxform.model import Transformer, compile_blocks
 from anyxform.optim import EMA, adamw, learning_rate
 from anyxform.overfit import ENOUGH, one_of_each, overfit, rows_of
+from anyxform.pipeline import Pipeline, pick_device
 from anyxform.progress import Journal, display
 from anyxform.samples import probes, write_samples
 from anyxform.sequence import Batch
-from anyxform.train import Metrics, TrainState
+from anyxform.train import Metrics, TrainState, averaged, validation_loss
 
 
 def main(overrides: list[str]) -> int:
     """Run the command with hydra overrides; returns the exit code, 130 or 143 after Ctrl-C or SIGTERM."""
-    config = compose("train", overrides)
+    config = typed(compose("train", prepared(overrides)), compose("train", []))
+    debug = config["train"]["debug"]
+    if debug not in (None, "overfit"):
+        raise ValueError(f"train.debug={debug} is unknown: use overfit, or null for none")
     torch.manual_seed(config["seed"])
     run = Run(config, overrides)
-    if config["train"]["debug"] is None:
-        return run.train()
-    if config["train"]["debug"] != "overfit":
-        raise ValueError(f"train.debug={config['train']['debug']!r} is unknown: use overfit, or null for none")
-    return run.overfit()
+    return run.overfit() if debug else run.train()
 
 
 class Run:
@@ -46,22 +44,29 @@ class Run:
 
     def __init__(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
         self.config, self.options = config, config["train"]
+        for name, value, least in (
+            ("seed", config["seed"], 0),
+            ("train.steps", self.options["steps"], 1),
+            ("train.rows_per_step", self.options["rows_per_step"], 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value} is not possible: give {least} or more")
         self.dir = Path(config["run_dir"] or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}")
         self.start = first_checkpoint(self.dir, config["resume"], named=config["run_dir"] is not None)
         kept = [word for word in overrides if not word.startswith(("run_dir=", "resume="))]
         self.command = shlex.join(["anyxform", "train", *kept, f"run_dir={self.dir}"])
         self.device = pick_device(self.options["device"])
-        make_deterministic(self.device)
+        self.data = Data.open(config["data"], modality_classes(config["modality"]))
         self.modalities = build_modalities(config["modality"], config["tokenizers"])
-        self.data = Data.open(config["data"], self.modalities)
         self.state = self._fresh_state()
         self.directions = [str(it) for it in self.data.trained_directions(list(self.modalities))]
 
     def _fresh_state(self) -> TrainState:
-        model = Transformer(modalities=self.modalities, conditions=self.data.conditions, **self.config["model"])
+        conditions = self.data.conditions(self.modalities)
+        model = Transformer(modalities=self.modalities, conditions=conditions, **self.config["model"])
         model.to(self.device)
         if self.options["compile"]:
-            training.compile_blocks(model)
+            compile_blocks(model)
         optim = {name: self.config["optim"][name] for name in ("lr", "betas", "weight_decay")}
         ema = self.options["ema"]
         return TrainState(model, adamw(model, **optim), None if ema is None else EMA(model, ema))
@@ -100,12 +105,20 @@ class Run:
         """The run's steps as its config wants them."""
         options, optim = self.options, self.config["optim"]
         schedule = {name: optim[name] for name in ("warmup", "schedule", "final", "decay")}
-        factor = partial(learning_rate, steps=options["steps"], **schedule)
-        names = ("steps", "rows_per_step", "exit_every", "max_nonfinite", "clip", "bf16", "exit_weight", "length_weight")
+        names = (
+            "steps",
+            "rows_per_step",
+            "exit_every",
+            "max_nonfinite",
+            "clip",
+            "bf16",
+            "exit_weight",
+            "length_weight",
+        )
         return training.train(
             self.state,
             rows,
-            lr=lambda step: optim["lr"] * factor(step),
+            lr=lambda step: optim["lr"] * learning_rate(step, steps=options["steps"], **schedule),
             seed=self.config["seed"],
             weights=options["loss_weights"],
             **{name: options[name] for name in names},
@@ -115,33 +128,98 @@ class Run:
         """Train to the end or until a signal, and say where the result is."""
         options, state = self.options, self.state
         if self.start is not None:
-            resume.load(self.start, state, self.modalities, self.settings)
-        if state.step >= options["steps"]:
-            raise ValueError(f"{self.start} has already been trained for {state.step} steps: give a larger train.steps")
+            resume.load(self.start, state, self.settings, self.modalities)
+        begun = state.step
+        if begun >= options["steps"]:
+            print(
+                f"{self.start} has been trained for {begun} steps: for more, give a larger train.steps", file=sys.stderr
+            )
+            return 0
         self.dir.mkdir(parents=True, exist_ok=True)
         (self.dir / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
         pad = options["compile"] or self.device.type == "cuda"
         rows = self.data.rows("train", state.model, self.modalities, seed=self.config["seed"], pad=pad)
-        shown = display(options["steps"], state.step, every=options["log_every"])
-        with interrupts() as received, shown, Journal(self.dir, state.step) as journal:
+        shown = display(options["steps"], begun, every=options["log_every"])
+        with interrupts() as received, shown, Journal(self.dir, begun) as journal:
             shown.say(self.summary())
             validate, sample = self._validation(pad), self._probes(journal)
-            for metrics in self.steps(rows.from_position(state.position)):
-                step, last = state.step, state.step == options["steps"] or bool(received)
-                if due(step, options["val_every"], last):
-                    metrics |= validate()
-                if due(step, options["log_every"]) or "val_loss" in metrics:
-                    journal.write(metrics)
-                shown.update(metrics)
-                if due(step, options["sample_every"], last):
-                    sample()
-                if due(step, options["checkpoint_every"], last):
+            try:
+                for metrics in self.steps(rows.from_position(state.position)):
+                    step, stop = state.step, bool(received)
+                    last = step == options["steps"]
+                    if due(step, options["val_every"], last) and not stop:
+                        metrics |= validate()
+                    if due(step, options["log_every"], last) or "val_loss" in metrics:
+                        journal.write(metrics)
+                    shown.update(metrics)
+                    if due(step, options["sample_every"], last) and not stop:
+                        sample(step)
+                    if last or stop or due(step, options["checkpoint_every"]):
+                        self.save()
+                    if stop:
+                        break
+            except RuntimeError:
+                if not received:
+                    raise
+                if state.step > begun:  # the signal has ended the processes that read the data, too
                     self.save()
-                if received:
-                    break
-        for reason in rows.counts.reasons[:3]:
-            print(f"left out: {reason}", file=sys.stderr)
+        if rows.counts.broken:
+            reasons = "; ".join(rows.counts.reasons[:3])
+            print(f"left out {rows.counts.broken} of {rows.counts.samples} samples: {reasons}", file=sys.stderr)
         return self._farewell(received)
+
+    def _validation(self, pad: bool) -> Callable[[], Metrics]:
+        """What measures the averaged weights on the same rows of the validation split again and again."""
+        count = self.options["val_rows"] if self.data.val and self.options["val_every"] else 0
+        batches: list[Batch] = []
+        if count:
+            rows = self.data.rows("val", self.state.model, self.modalities, seed=0, pad=pad)
+            batches = [batch for batch, _ in islice(rows.from_position(), count)]
+
+        def validate() -> Metrics:
+            if not batches:
+                return {}
+            with averaged(self.state) as model:
+                loss, directions = validation_loss(model, batches, bf16=self.options["bf16"])
+            return {"val_loss": loss, "val_directions": directions}
+
+        return validate
+
+    def _probes(self, journal: Journal) -> Callable[[int], None]:
+        """What answers the same few items again and again, and writes the answers down."""
+        count = self.options["num_probes"] if self.options["sample_every"] else 0
+        items = probes(self.data.val or self.data.train, self.modalities, self.data.directions, count) if count else []
+
+        def sample(step: int) -> None:
+            if items:
+                with averaged(self.state) as model:
+                    answers = Pipeline(model, self.modalities).answer(
+                        [item.direction for item in items], [item.sources for item in items]
+                    )
+                folder = self.dir / "samples" / f"step-{step:08d}"
+                write_samples(folder, items, answers, self.modalities, journal.tensorboard, step)
+
+        return sample
+
+    def overfit(self) -> int:
+        """Learn one example of every direction by heart, and say which cannot be learnt; then the exit code is 1."""
+        directions = self.data.trained_directions(list(self.modalities))
+        examples, broken = one_of_each(self.data.train, self.modalities, directions, self.config["seed"])
+        failed = {name: f"every sample of it is broken; the first: {reason}" for name, reason in broken.items()}
+        losses: dict[str, float] = {}
+        if examples:
+            size = self.config["data"]["tokens_per_row"]
+            batches = rows_of(list(examples.values()), self.state.model.condition_ids, size)
+            with display(self.options["steps"], every=self.options["log_every"]) as shown:
+                shown.say(f"one batch of {len(examples)} directions, to be learnt by heart: a loss below {ENOUGH}")
+                for metrics in overfit(self.state, batches, steps=self.options["steps"], lr=self.config["optim"]["lr"]):
+                    shown.update(metrics)
+                    losses = metrics["directions"]
+        failed |= {name: f"loss {loss:.3f}" for name, loss in losses.items() if not loss < ENOUGH}
+        for name, why in sorted(failed.items()):
+            print(f"not learnt after {self.state.step} steps: {name} ({why})", file=sys.stderr)
+        print(f"{len(directions) - len(failed)} of {len(directions)} directions are learnt by heart", file=sys.stderr)
+        return 1 if failed else 0
 
     def summary(self) -> str:
         """One line about what is going to happen."""
@@ -157,5 +235,58 @@ class Run:
         if not received:
             print(f"trained for {self.state.step} steps: {self.dir}", file=sys.stderr)
             return 0
-        print(f"stopped and saved after step {self.state.step}; go on with: {self.command} resume=auto", file=sys.stderr)
+        print(
+            f"stopped and saved after step {self.state.step}; go on with: {self.command} resume=auto", file=sys.stderr
+        )
         return 128 + received[0]
+
+
+def first_checkpoint(run_dir: Path, wanted: str | bool | None, *, named: bool) -> Path | None:
+    """Where a run goes on from; None where it starts anew.
+
+    `wanted` is ``auto`` (the newest whole checkpoint of `run_dir`, if there is one), false, or a checkpoint's path.
+    """
+    if wanted == "auto" and not named:
+        raise ValueError("resume=auto needs to know which run: give run_dir=")
+    if wanted == "auto":
+        found, newest = resume.checkpoints(run_dir), resume.newest_whole(run_dir)
+        if found and newest is None:
+            raise ValueError(f"{run_dir} holds no whole checkpoint, {found[-1].name} is broken: give another run_dir")
+        return newest
+    if not wanted:
+        if resume.checkpoints(run_dir):
+            raise ValueError(f"{run_dir} holds a run already: go on with it by resume=auto, or give another run_dir")
+        return None
+    if not resume.is_whole(Path(str(wanted))):
+        raise ValueError(
+            f"resume={wanted} is no whole checkpoint: give auto, or a folder such as "
+            f"{run_dir}/checkpoints/step-00000100"
+        )
+    return Path(str(wanted))
+
+
+def due(step: int, every: int, last: bool = False) -> bool:
+    """Whether it is time for what is done every so many steps (0: never) and at the last."""
+    return every > 0 and (last or step % every == 0)
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one kills as usual.
+
+    A whole group of processes gets them, so those that read the data may end as well. From then on that is noticed
+    only where data are waited for, not by SIGCHLD in the middle of a step.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+        before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
+
+    before: dict[int, Any] = {it: signal.signal(it, note) for it in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

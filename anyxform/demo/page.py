@@ -198,7 +198,11 @@ def _table(rows: Sequence[tuple[Row, str]]) -> str:
 
 
 def _table_row(row: Row, metric: str, names: Sequence[str]) -> str:
-    cells = [f'<th scope="row">{_arrow(row.direction)}</th>', f"<td>{row.systems[MODEL][metric].n}</td>", f"<td>{_metric(row, metric)}</td>"]
+    cells = [
+        f'<th scope="row">{_arrow(row.direction)}</th>',
+        f"<td>{row.systems[MODEL][metric].n}</td>",
+        f"<td>{_metric(row, metric)}</td>",
+    ]
     cells.append(f'<td class="own">{_interval(row.systems[MODEL][metric])}</td>')
     strongest = row.strongest(metric)
     for name in names:

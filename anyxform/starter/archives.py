@@ -8,8 +8,8 @@ from pathlib import Path
 
 def files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Every regular file of a package as (path inside without a leading ./, bytes)."""
-    data = io.BytesIO(_deb_data(path)) if path.suffix == ".deb" else open(path, "rb")
-    with data, tarfile.open(fileobj=data) as tar:
+    data = _deb_data(path) if path.suffix == ".deb" else path.read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         for member in tar:
             if member.isfile():
                 yield member.name.removeprefix("./"), tar.extractfile(member).read()  # type: ignore[union-attr]

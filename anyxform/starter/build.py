@@ -6,8 +6,10 @@ import json
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import soundfile
 from webdataset import TarWriter
@@ -36,11 +38,13 @@ def build(out: Path, cache: Path, log: Callable[[str], None] = print) -> None:
     for wanted in PACKAGES:  # all of them first: whatever is missing shows at once
         fetch(wanted, cache)
     drafts: list[Draft] = []
-    for source in (emoji, stamps, prompts, names):
-        log(f"reading {source.__name__} …")
-        drafts += source(cache)
+    sources = (emoji, stamps, prompts, names)
+    with ProcessPoolExecutor() as pool:  # drawing and encoding take minutes
+        for source, found in zip(sources, pool.map(_read, sources, [cache] * len(sources))):
+            log(f"read {source.__name__}: {len(found)} samples")
+            drafts += found
     splits = _split(drafts)
-    stats = {
+    stats: dict[str, dict[str, Any]] = {
         "datasets": {dataset: {split: _count(parts) for split, parts in by.items()} for dataset, by in splits.items()},
         "shards": {},
     }
@@ -53,8 +57,12 @@ def build(out: Path, cache: Path, log: Callable[[str], None] = print) -> None:
     (out / "ATTRIBUTION.md").write_text(_attribution())
 
 
+def _read(source: Callable[[Path], Iterable[Draft]], cache: Path) -> list[Draft]:
+    return list(source(cache))
+
+
 def _split(drafts: Iterable[Draft]) -> dict[str, dict[str, list[Draft]]]:
-    """Drafts by dataset and split; a picture of training that equals one held out, pixel for pixel, is left out."""
+    """Drafts by dataset and split; of equal pictures or recordings in several splits, only one split keeps its own."""
     drafts = sorted(drafts, key=lambda draft: (draft.dataset, draft.key))
     group_of = groups(drafts)
     splits: dict[str, dict[str, list[Draft]]] = defaultdict(lambda: {split: [] for split in SPLITS})
@@ -63,13 +71,19 @@ def _split(drafts: Iterable[Draft]) -> dict[str, dict[str, list[Draft]]]:
         held = hold_out(draft) if split == "train" else set()
         if held:
             instance = {ending: data for ending, data in draft.media.items() if ending in held}
-            splits[draft.dataset]["instance"].append(Draft(draft.dataset, draft.key, draft.text, instance, about=draft.about))
+            splits[draft.dataset]["instance"].append(
+                Draft(draft.dataset, draft.key, draft.text, instance, about=draft.about)
+            )
         kept = {ending: data for ending, data in draft.media.items() if ending not in held}
         splits[draft.dataset][split].append(Draft(draft.dataset, draft.key, draft.text, kept, about=draft.about))
-    unseen = {data for by in splits.values() for s in SPLITS[1:] for draft in by[s] for data in draft.media.values()}
+    taken: set[bytes] = set()
+    for split in ("test", "val", "instance", "train"):
+        parts = [draft for by in splits.values() for draft in by[split]]
+        for draft in parts:
+            draft.media = {ending: data for ending, data in draft.media.items() if data not in taken}
+        taken |= {data for draft in parts for data in draft.media.values()}
     for by in splits.values():
-        for draft in by["train"]:
-            draft.media = {ending: data for ending, data in draft.media.items() if data not in unseen}
+        by["instance"] = [draft for draft in by["instance"] if draft.media]
     return splits
 
 
@@ -79,7 +93,7 @@ def _count(drafts: list[Draft]) -> dict[str, float]:
     minutes: dict[str, float] = defaultdict(float)
     for draft in drafts:
         counts.update(f"text:{language}" for language in draft.text)
-        counts.update(draft.media)
+        counts.update(draft.media.keys())
         for ending, data in draft.media.items():
             if ending.endswith(".ogg"):
                 minutes[f"minutes {ending}"] += soundfile.info(BytesIO(data)).duration / 60
@@ -116,10 +130,10 @@ def _attribution() -> str:
     lines = [
         "# Attribution",
         "",
-        "The starter dataset is made of parts of these packages. Pictures were drawn at 64 × 64 on white; recordings were",
-        "resampled to 16 kHz, trimmed of silence and encoded as Opus; texts are unchanged. Each part keeps its licence:",
-        "the shards of `emoji`, `prompts`, `stamps` and `names` are under the licences of their sources, not under that of",
-        "the program.",
+        "The starter dataset is made of parts of these packages. Pictures were drawn at 64 × 64 on white; recordings",
+        "were resampled to 16 kHz, trimmed of silence and encoded as Opus; texts are unchanged. Each part keeps its",
+        "licence: the shards of `emoji`, `prompts`, `stamps` and `names` are under the licences of their sources, not",
+        "under that of the program.",
         "",
         "| package | version | licence | what it is |",
         "| --- | --- | --- | --- |",

@@ -69,24 +69,29 @@ PROMPTS = {
     for language, (licence, recordings, transcripts) in _PROMPTS.items()
 }
 STYLES = {
-    "twemoji": _npm("@iconify-json/twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+    "twemoji": _npm("@iconify-json/twemoji", "1.2.5",
+                    "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
                     "CC-BY-4.0", "Twitter Emoji, by Twitter"),
     "noto": _npm("@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
                  "Apache-2.0", "Noto Emoji, by Google"),
-    "openmoji": _npm("@iconify-json/openmoji", "1.2.29", "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
+    "openmoji": _npm("@iconify-json/openmoji", "1.2.29",
+                     "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
                      "CC-BY-SA-4.0", "OpenMoji, by the OpenMoji project"),
-    "emojione": _npm("@iconify-json/emojione", "1.2.3", "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
+    "emojione": _npm("@iconify-json/emojione", "1.2.3",
+                     "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
                      "CC-BY-4.0", "Emoji One (coloured), by Emoji One"),
     "notov1": _npm("@iconify-json/noto-v1", "1.2.5", "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
                    "Apache-2.0", "Noto Emoji (first version), by Google"),
     "emojionev1": _npm("@iconify-json/emojione-v1", "1.2.3",
                        "6641d59d48a42823fdc2b84e7427e9f302944eb98d2c7d94d6e67c139e7b37b3",
                        "CC-BY-SA-4.0", "Emoji One (first version), by Emoji One"),
-    "fxemoji": _npm("@iconify-json/fxemoji", "1.2.2", "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
+    "fxemoji": _npm("@iconify-json/fxemoji", "1.2.2",
+                    "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
                     "Apache-2.0", "Firefox OS Emoji, by Mozilla"),
 }  # fmt: skip
 ANNOTATIONS = {
-    "annotations": _npm("cldr-annotations-full", "48.2.0", "28576e51225deb51e3ddd734b0f824a0079682cb5d8c27faa9f68149317a14d1",
+    "annotations": _npm("cldr-annotations-full", "48.2.0",
+                        "28576e51225deb51e3ddd734b0f824a0079682cb5d8c27faa9f68149317a14d1",
                         "Unicode-3.0", "names of emoji in many languages, by Unicode"),
     "annotationsDerived": _npm("cldr-annotations-derived-full", "48.2.0",
                                "4be946ff5815f806ec78b50363d577a769f2fbfb90c6380a44e161a92436996e",
@@ -96,19 +101,23 @@ PACKAGES = [STAMPS, NAMES, *(p for pair in PROMPTS.values() for p in pair), *STY
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """The package's file, downloaded into `cache` unless it is there already. ValueError: no client, no file, other bytes."""
+    """The package's file, downloaded into `cache` unless it is there. ValueError: no client, no file, other bytes."""
     path = cache / package.file
     if not path.exists():
         program, hint = CLIENTS[package.client]
         if shutil.which(program) is None:
             raise ValueError(f"{package.file} must be downloaded with {program}, which is not installed: {hint}")
         cache.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(package.command, cwd=cache, capture_output=True, text=True)
+        done = subprocess.run(package.command, check=False, cwd=cache, capture_output=True, text=True)
         if done.returncode or not path.exists():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"`{' '.join(package.command)}` failed ({last}): run it by hand in {cache}, then build again")
+            raise ValueError(
+                f"`{' '.join(package.command)}` failed ({last}): run it by hand in {cache}, then build again"
+            )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != package.sha256:
         path.unlink()
-        raise ValueError(f"{path} has sha256 {digest}, not {package.sha256}: it is removed, build again to download it anew")
+        raise ValueError(
+            f"{path} has sha256 {digest}, not {package.sha256}: it is removed, build again to download it anew"
+        )
     return path

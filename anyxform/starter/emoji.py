@@ -67,7 +67,8 @@ def _drawings(package: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def _svg(icon: dict[str, Any], defaults: dict[str, Any]) -> str:
     left, top, width, height = (
-        icon.get(key, defaults.get(key, default)) for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+        icon.get(key, defaults.get(key, default))
+        for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
     )
     head = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return f'<svg {head} viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'

@@ -49,6 +49,6 @@ def _transcripts(package: Path) -> dict[str, str]:
 def _decode(data: bytes) -> np.ndarray:
     import av
 
-    with av.open(io.BytesIO(data), format="g722") as container:
+    with av.open(io.BytesIO(data), mode="r", format="g722") as container:
         frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
     return np.concatenate(frames).astype(np.float32) / 32768

@@ -27,7 +27,11 @@ def stamps(cache: Path) -> Iterator[Draft]:
     recordings: dict[str, list[tuple[Draft, np.ndarray]]] = {language: [] for language in SPOKEN}
     for path in sorted(content):
         stem, _, ending = path.rpartition(".")
-        if ending not in ("png", "svg") or (ending == "svg" and f"{stem}.png" in content) or f"{stem}.txt" not in content:
+        if (
+            ending not in ("png", "svg")
+            or (ending == "svg" and f"{stem}.png" in content)
+            or f"{stem}.txt" not in content
+        ):
             continue
         text = _captions(content[f"{stem}.txt"])
         if "en" not in text:

@@ -32,13 +32,15 @@ def transcribe(values: Sequence[Waveform]) -> list[str]:
     heard = []
     for value in values:
         samples = AF.resample(value.samples, value.sample_rate, SAMPLE_RATE).numpy()
-        segments, _ = _whisper().transcribe(samples, language="en", beam_size=1, without_timestamps=True, temperature=0.0)
+        segments, _ = _whisper().transcribe(
+            samples, language="en", beam_size=1, without_timestamps=True, temperature=0.0
+        )
         heard.append(" ".join(segment.text.strip() for segment in segments))
     return heard
 
 
 def normalised(text: str) -> str:
     """Lower case, digits spelled, nothing but words."""
-    digits = "zero one two three four five six seven eight nine".split()
+    digits = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     spelled = re.sub(r"\d", lambda digit: f" {digits[int(digit[0])]} ", text.lower())
     return " ".join(re.sub(r"[^\w\s']", " ", spelled).split())

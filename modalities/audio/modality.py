@@ -22,7 +22,7 @@ MAX_COMPARED = 6
 
 
 class Audio(Modality):
-    """Mono recordings (`Waveform`), whose preprocessed tensor is normalised log-mel frames ``[F, 80]``, F a multiple of 4."""
+    """Mono recordings (`Waveform`), preprocessed to normalised log-mel frames ``[F, 80]``, F a multiple of 4."""
 
     name: ClassVar[str] = "audio"
     extensions: ClassVar[tuple[str, ...]] = ("wav", "flac", "ogg", "opus", "mp3")
@@ -33,7 +33,7 @@ class Audio(Modality):
         self,
         max_seconds: float = 6.0,
         levels: Sequence[int] = (8, 5, 5, 5),
-        num_codebooks: int = 4,
+        num_codebooks: int = 6,
         width: int = 192,
         augment: float = 1.0,
         vocoder: str = "griffin-lim",
@@ -44,7 +44,8 @@ class Audio(Modality):
         """
         if max_seconds <= 0 or num_codebooks < 1 or not 0 <= augment <= 1:
             raise ValueError(
-                f"audio needs max_seconds > 0, num_codebooks >= 1 and augment from 0 to 1, not {max_seconds}, {num_codebooks}, {augment}"
+                "audio needs max_seconds > 0, num_codebooks >= 1 and augment from 0 to 1, "
+                f"not {max_seconds}, {num_codebooks} and {augment}"
             )
         if vocoder not in VOCODERS:
             raise ValueError(f"audio has no vocoder {vocoder!r}: use one of {', '.join(VOCODERS)}")
@@ -66,7 +67,9 @@ class Audio(Modality):
 
     def preprocess(self, value: Waveform, train: bool = False, generator: torch.Generator | None = None) -> Tensor:
         if value.seconds > self.max_seconds:
-            raise ValueError(f"the recording lasts {value.seconds:.1f} s, longer than max_seconds={self.max_seconds:g}: cut it")
+            raise ValueError(
+                f"the recording lasts {value.seconds:.1f} s, longer than max_seconds={self.max_seconds:g}: cut it"
+            )
         frames = spectrogram.log_mel(AF.resample(value.samples, value.sample_rate, SAMPLE_RATE), STRIDE)
         return augment(frames, generator, self.augment, STRIDE) if train and self.augment else frames
 
@@ -133,8 +136,10 @@ class Audio(Modality):
         self.tokenizer.load_state_dict(state)
 
     def metrics(self, predicted: Waveform, reference: Waveform) -> dict[str, Score]:
-        """Log-spectral distance (dB), the prediction stretched to the reference's length, and the difference in seconds."""
-        frames = [spectrogram.log_mel(AF.resample(v.samples, v.sample_rate, SAMPLE_RATE), 1) for v in (predicted, reference)]
+        """Log-spectral distance (dB), the prediction stretched to the reference's length; seconds between the two."""
+        frames = [
+            spectrogram.log_mel(AF.resample(v.samples, v.sample_rate, SAMPLE_RATE), 1) for v in (predicted, reference)
+        ]
         return {
             "lsd": Score(spectrogram.distance(frames[0], frames[1])),
             "duration_error": Score(abs(predicted.seconds - reference.seconds)),

@@ -46,7 +46,7 @@ def log_mel(samples: Tensor, multiple: int) -> Tensor:
 
 
 def griffin_lim(frames: Tensor, iterations: int = 60) -> Tensor:
-    """Frames ``[F, M]`` as samples ``[F · HOP]``, phases guessed (fast Griffin-Lim, doi 10.1109/WASPAA.2013.6701851)."""
+    """Frames ``[F, M]`` as samples ``[F · HOP]``, phases guessed: fast Griffin-Lim, doi 10.1109/WASPAA.2013.6701851."""
     mel = (frames.float() * DEVIATION + MEAN).exp()
     mel = torch.where(mel <= FLOOR * 1.5, torch.zeros_like(mel), mel)
     spectrum = (mel @ _inverse_filters()).clamp_min(0).T

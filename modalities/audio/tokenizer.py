@@ -1,4 +1,4 @@
-"""The audio tokenizer: a convolutional auto-encoder of log-mel frames around finite scalar quantisation (arXiv 2309.15505).
+"""The audio tokenizer: a convolutional auto-encoder of log-mel frames around finite scalars (FSQ, arXiv 2309.15505).
 
 Letters: B clips, F frames, M mel bands, W width, T = F/4 tokens, K codebooks, L levels of each.
 """
@@ -22,14 +22,25 @@ LEARNING_RATE = 1.5e-3
 STEPS = 6000
 
 
+class ChannelNorm(nn.Module):
+    """Root-mean-square normalisation of each frame by itself: what a frame becomes depends on no distant one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6) * self.weight.to(x.dtype)
+
+
 class Residual(nn.Module):
     """Two normalised convolutions over time beside the identity, which is all that they are at the start."""
 
     def __init__(self, width: int, dilation: int = 1) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(1, width)
+        self.norm1 = ChannelNorm(width)
         self.conv1 = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
-        self.norm2 = nn.GroupNorm(1, width)
+        self.norm2 = ChannelNorm(width)
         self.conv2 = nn.Conv1d(width, width, 1)
         nn.init.zeros_(self.conv2.weight)
 
@@ -46,13 +57,14 @@ class Tokenizer(nn.Module):
             nn.Conv1d(BANDS, width, 3, padding=1), Residual(width), Residual(width, 3),
             nn.Conv1d(width, width, 2, stride=2), Residual(width), Residual(width, 3),
             nn.Conv1d(width, width, 2, stride=2), Residual(width), Residual(width, 3),
-            nn.GroupNorm(1, width), nn.Conv1d(width, num_codebooks * len(levels), 1),
+            ChannelNorm(width), nn.Conv1d(width, num_codebooks * len(levels), 1),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            nn.Conv1d(num_codebooks * len(levels), width, 3, padding=1), Residual(width), Residual(width, 3), Residual(width),
+            nn.Conv1d(num_codebooks * len(levels), width, 3, padding=1),
+            Residual(width), Residual(width, 3), Residual(width),
             nn.ConvTranspose1d(width, width, 2, stride=2), Residual(width), Residual(width, 3), Residual(width),
             nn.ConvTranspose1d(width, width, 2, stride=2), Residual(width), Residual(width, 3),
-            nn.GroupNorm(1, width), nn.SiLU(), nn.Conv1d(width, BANDS, 3, padding=1),
+            ChannelNorm(width), nn.SiLU(), nn.Conv1d(width, BANDS, 3, padding=1),
         )  # fmt: skip
         self.norm = nn.BatchNorm1d(num_codebooks * len(levels), affine=False)  # keeps all levels in use
         self.quantizer = FSQ(list(levels), num_codebooks=num_codebooks, keep_num_codebooks_dim=True)
@@ -77,7 +89,7 @@ class Tokenizer(nn.Module):
 
 
 def train(tokenizer: Tokenizer, clips: Sequence[Tensor], *, steps: int | None, seed: int) -> Iterator[dict[str, float]]:
-    """Train in place on random crops of clips' frames ``[F, M]``, on a GPU if there is one. Yields ``step, steps, loss``.
+    """Train in place on crops of clips' frames ``[F, M]``, on a GPU if there is one. Yields ``step, steps, loss``.
 
     AdamW with a cosine; at the end the average of the weights is taken.
     """

@@ -8,8 +8,11 @@ import torch
 import torchaudio.functional as AF
 from torch import Tensor
 
+from modalities.audio.whole import check_whole
+
 SAMPLE_RATE = 16_000
 SHORTEST = 0.03
+LARGEST = 2**28
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,25 @@ class Waveform:
 
 
 def read(data: bytes) -> Waveform:
-    """A wav, flac, ogg, opus or mp3 file, mixed to mono at 16 kHz. ValueError: not a recording, empty or not finite."""
+    """A wav, flac, ogg, opus or mp3 file, mixed to mono at 16 kHz.
+
+    ValueError: not a recording, cut short, empty, of more than `LARGEST` samples, or not finite.
+    """
+    check_whole(data)
     try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate, size = file.samplerate, file.frames * file.channels
+            if file.subtype in ("MPEG_LAYER_I", "MPEG_LAYER_II"):  # which any bytes may be, so near to FF FE
+                raise ValueError(f"not a recording that can be read ({file.subtype}): give wav, flac, ogg, opus or mp3")
+            if size > LARGEST:  # silence of days is a small file
+                raise ValueError(f"the recording has {size} samples, more than {LARGEST}: cut it")
+            samples = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"not a recording that can be read ({error}): give wav, flac, ogg, opus or mp3") from error
+        reason = error.error_string.strip(" .")
+        raise ValueError(f"not a recording that can be read ({reason}): give wav, flac, ogg, opus or mp3") from error
     mono = torch.from_numpy(samples).mean(dim=1)
     if len(mono) < SHORTEST * rate:
-        raise ValueError(f"the recording lasts {len(mono) / rate:.3f} s, and at least {SHORTEST} s are needed")
+        raise ValueError(f"the recording lasts {len(mono) / rate:.4g} s, and at least {SHORTEST} s are needed")
     if not mono.isfinite().all():
         raise ValueError("the recording holds samples that are not finite: export it again")
     return Waveform(AF.resample(mono, rate, SAMPLE_RATE))

@@ -5,13 +5,14 @@ EfficientNet-Lite0, whose weights come in the optional packages `efficientnet-li
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL.Image import Image as Picture
+from PIL.Image import frombytes
 from torch import Tensor
 
 from modalities.image.pixels import square, to_tensor
@@ -36,14 +37,17 @@ def _network() -> Any:
     return network.eval()
 
 
-@torch.inference_mode()
-def features(pictures: Sequence[Picture], batch_size: int = 16) -> Tensor:
+def features(pictures: Sequence[Picture]) -> Tensor:
     """Unit vectors ``[B, 1280]``."""
-    rows = []
-    for start in range(0, len(pictures), batch_size):
-        x = torch.stack([to_tensor(square(picture, SIZE)) for picture in pictures[start : start + batch_size]])
-        rows.append(_network().extract_features(((x + 1) / 2 - MEAN) / STD).mean(dim=(2, 3)))
-    return F.normalize(torch.cat(rows), dim=1)
+    return torch.stack([_features(picture.size, picture.convert("RGB").tobytes()) for picture in pictures])
+
+
+@lru_cache(maxsize=20_000)
+@torch.no_grad()
+def _features(size: tuple[int, int], data: bytes) -> Tensor:
+    """One picture's unit vector, kept: systems are judged on the same references, and often give the same answers."""
+    x = to_tensor(square(frombytes("RGB", size, data), SIZE)).unsqueeze(0)
+    return F.normalize(_network().extract_features(((x + 1) / 2 - MEAN) / STD).mean(dim=(2, 3)), dim=1)[0]
 
 
 def retrieved(predicted: Sequence[Picture], references: Sequence[Picture], texts: Sequence[str]) -> list[bool]:

@@ -17,7 +17,7 @@ from modalities.image.quality import psnr
 STEM = 4
 """Side of the blocks of pixels that are folded into channels at both ends: full resolution is where time would go."""
 BATCH_SIZE = 32
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 1e-3
 STEPS = 4000
 """Ten minutes of one CPU core, or two of a GPU."""
 
@@ -97,7 +97,9 @@ def train(tokenizer: Tokenizer, pixels: Tensor, *, steps: int | None, seed: int)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * _schedule(step, steps)
         chosen = torch.randint(len(pixels), (BATCH_SIZE,), generator=generator)
-        x = _vary(pixels[chosen].to(device).float() / 127.5 - 1, generator)
+        x = pixels[chosen].to(device).float() / 127.5 - 1
+        if torch.rand((), generator=generator) < 0.5:  # shifts and other colours cost 0.7 dB of a short training
+            x = x.flip(-1)
         with torch.autocast(device.type, torch.bfloat16):
             y = model(x)
         loss = reconstruction_loss(y, x)
@@ -114,23 +116,12 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
     """Squared error, which is what PSNR measures, and absolute error of values and slopes, which keeps edges sharp."""
     error = y - x
     slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    return error.square().mean() + 0.5 * error.abs().mean() + 0.25 * slopes
+    return error.square().mean() + 0.3 * error.abs().mean() + 0.15 * slopes
 
 
 def _schedule(step: int, steps: int, warmup: int = 100) -> float:
     """Linear warm-up, then a cosine down to 2 %."""
     return min(1.0, (step + 1) / warmup) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
-
-
-def _vary(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrored, shifted by up to 4 pixels, and with other colours: a tokenizer may see what a picture cannot mean."""
-    mirror, permute, down, right = torch.rand(4, generator=generator).tolist()
-    if mirror < 0.5:
-        x = x.flip(-1)
-    if permute < 0.2:
-        x = x[:, torch.randperm(3, generator=generator)]
-    shifts = (round(down * 8) - 4, round(right * 8) - 4)
-    return x.roll(shifts, dims=(-2, -1))
 
 
 @torch.no_grad()

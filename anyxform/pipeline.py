@@ -1,0 +1,209 @@
+"""A checkpoint as a callable: ``ax = anyxform.load("runs/mine"); ax("cat.png", to="text:fr")``.
+
+Everything that is given, files, strings and values in memory, goes through the same few steps: find its modality, read
+it, ask the model, turn codes into a value.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anyxform import checkpoint
+from anyxform.data import source
+from anyxform.field import Direction, Field, did_you_mean
+from anyxform.generate import Request, generate
+from anyxform.modality import Modality
+from anyxform.model import Transformer
+from anyxform.sampling import Sampling
+from anyxform.sequence import marker
+
+STARTER = "starter"
+RUNS = Path("runs")
+
+
+class Pipeline:
+    """A model and its modalities, ready to convert anything into anything.
+
+    Args:
+        model: on the device where it is to run.
+        modalities: by name.
+        path: where the checkpoint was read from, for messages.
+        facts: what config.json of the checkpoint says about training.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        modalities: Mapping[str, Modality],
+        path: Path | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.modalities = model, modalities
+        self.path, self.facts = path, dict(facts or {})
+
+    def __call__(self, *given: Any, to: str, **options: Any) -> Any:
+        """Convert what is given, one source or several together, to a value of the field `to` (``text:fr``).
+
+        A source is the path of a file, whose ending says its modality; a text; or anything beside its modality's name:
+        ``("image", "photo.dat")``, ``("image", picture)``, a file's bytes. `options` are those of
+        `anyxform.sampling.Sampling`. A ValueError says what cannot be read or asked for.
+        """
+        if not given:
+            raise ValueError("there is nothing to convert: give a file, a text or a value")
+        target = self.field(to)
+        sources = [self.read(it) for it in given]
+        direction = Direction(tuple(Field(name) for name, _ in sources), target)
+        return self.answer([direction], [[value for _, value in sources]], **options)[0]
+
+    def field(self, name: str) -> Field:
+        """The target that a user asks for; a ValueError names what the model has instead."""
+        found = Field.parse(name)
+        if marker(found.modality) not in self.model.condition_ids:
+            raise ValueError(f"this model makes no {found.modality!r}: {did_you_mean(found.modality, self.made)}")
+        known = [condition for condition in self.model.condition_ids if condition not in map(marker, self.made)]
+        for attribute in found.attributes:
+            if attribute not in known:
+                raise ValueError(
+                    f"the model knows no variant {attribute!r} of {found.modality}: {did_you_mean(attribute, known)}"
+                )
+        return found
+
+    @property
+    def made(self) -> list[str]:
+        """The modalities that can be asked for."""
+        return [name for name in self.modalities if marker(name) in self.model.condition_ids]
+
+    def read(self, given: Any) -> tuple[str, Any]:
+        """The modality's name and the value of something that a user gives."""
+        if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str):
+            name, content = given
+            if name not in self.modalities:
+                raise ValueError(f"this model reads no {name!r}: {did_you_mean(name, list(self.modalities))}")
+            return name, self._value(name, content)
+        path = _file(given)
+        name = self._literal(given) if path is None else self._owner(path)
+        return name, self._value(name, given)
+
+    def _value(self, name: str, given: Any) -> Any:
+        """A value of the modality: a file's, that of what a file would hold (a string, bytes), or what is given."""
+        modality, path = self.modalities[name], _file(given)
+        if path is None and not isinstance(given, str | bytes):
+            return given
+        try:
+            if path is not None:
+                return modality.load(path.read_bytes())
+            return modality.load(given.encode() if isinstance(given, str) else given)
+        except ValueError as error:
+            if path is not None:
+                raise ValueError(f"{path}: {error}") from error
+            if modality.literal or isinstance(given, bytes):
+                raise
+            raise ValueError(f"there is no file {_short(given)}, and as {name} it cannot be read: {error}") from error
+
+    def _owner(self, path: Path) -> str:
+        """Which modality a file is of, by its ending."""
+        ending = path.suffix.lower().lstrip(".")
+        for name, modality in self.modalities.items():
+            if ending in modality.extensions:
+                return name
+        endings = sorted(ending for modality in self.modalities.values() for ending in modality.extensions)
+        raise ValueError(
+            f"{path}: the model reads {', '.join(f'.{it}' for it in endings)}: convert it, or say what it is by --from "
+            "MODALITY, in Python (modality, path)"
+        )
+
+    def _literal(self, given: Any) -> str:
+        """Which modality something is of that is no file: strings are of the one that is written like this."""
+        if not isinstance(given, str):
+            raise ValueError(f"{_short(given)} is no file, and its modality is unknown: give (modality, value)")
+        if _looks_like_a_file(given, self.modalities):
+            raise ValueError(f"there is no file {_short(given)}")
+        for name, modality in self.modalities.items():
+            if modality.literal:
+                return name
+        raise ValueError(f"there is no file {_short(given)}, and the model reads {', '.join(self.modalities)}")
+
+    def request(self, direction: Direction, values: Sequence[Any]) -> Request:
+        """A request for the target of a direction, given its sources' values; ValueError: one is too long, say."""
+        pairs = zip(direction.sources, values, strict=True)
+        sources = tuple(source(self.modalities[field.modality], value) for field, value in pairs)
+        return Request(sources, direction.target)
+
+    def respond(self, requests: Sequence[Request], *, batch_size: int = 64, **options: Any) -> list[Any]:
+        """One value for each request, in batches of mixed directions; each has the next seed."""
+        answers = generate(self.model, self.modalities, requests, sampling_of(options), batch_size=batch_size)
+        return [
+            self.modalities[request.target.modality].from_codes(answer.codes)
+            for request, answer in zip(requests, answers)
+        ]
+
+    def answer(self, directions: Sequence[Direction], sources: Sequence[Sequence[Any]], **options: Any) -> list[Any]:
+        """One value for each direction and its sources' values; `options` as for `respond`."""
+        return self.respond([self.request(*pair) for pair in zip(directions, sources, strict=True)], **options)
+
+
+def sampling_of(options: Mapping[str, Any]) -> Sampling:
+    """Options by name; a ValueError names one that does not exist."""
+    known = list(Sampling.__dataclass_fields__)
+    for name in options:
+        if name not in known:
+            raise ValueError(f"no option is called {name!r}: {did_you_mean(name, known)}")
+    return Sampling(**options)
+
+
+def load(path: str | Path = STARTER, *, device: str | None = None) -> Pipeline:
+    """A checkpoint as a `Pipeline`, on CUDA where there is one.
+
+    `path`: the folder of a checkpoint or of a run, which stands for its newest one; ``starter``: the shipped one, or
+    where there is none the newest run in ``runs/``. ValueError: nothing there, or not whole.
+    """
+    folder = _newest_run() if str(path) == STARTER and not Path(path).exists() else Path(path)
+    place = pick_device(device)
+    model, modalities, config = checkpoint.load(folder)
+    return Pipeline(model.to(place), modalities, checkpoint.find(folder), config)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name; without one, CUDA where there is one."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _newest_run() -> Path:
+    runs = sorted(RUNS.glob("*/checkpoints/step-*/config.json"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise ValueError("there is no checkpoint yet: train one (anyxform train), or give the folder of one")
+    return runs[-1].parent
+
+
+def _file(given: Any) -> Path | None:
+    """The path of an existing file, if that is what is given."""
+    if isinstance(given, Path):
+        if not given.is_file():
+            raise ValueError(f"there is no file {str(given)!r}")
+        return given
+    if not isinstance(given, str) or not given:
+        return None
+    try:
+        return Path(given) if Path(given).is_file() else None
+    except OSError:  # a name that is longer than file systems allow
+        return None
+
+
+def _looks_like_a_file(given: str, modalities: Mapping[str, Modality]) -> bool:
+    """Whether a string that names no file was meant to: one word with an ending, that of a modality or in a folder."""
+    ending = Path(given).suffix.lower().lstrip(".")
+    if not ending or len(given.split()) != 1:
+        return False
+    return ("/" in given and ending.isalnum()) or any(ending in modality.extensions for modality in modalities.values())
+
+
+def _short(given: Any, most: int = 200) -> str:
+    text = repr(given)
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,48 @@
+"""What the benchmarks share: the starter's modalities, examples of its training mixture, and a model."""
+
+from pathlib import Path
+
+from anyxform.checkpoint import load_modality
+from anyxform.cli.conf import compose
+from anyxform.data import Counts, Rows, condition_names
+from anyxform.dataset import open_datasets
+from anyxform.modality import Modality, get_modality
+from anyxform.model import PRESETS, Transformer
+from anyxform.sequence import Example
+
+TOKENIZERS = Path("data/starter/tokenizers")
+
+
+def modalities() -> dict[str, Modality]:
+    """Text, image and audio with the starter's tokenizers, or unfitted ones where there are none."""
+    names = ("text", "image", "audio")
+    return {
+        name: load_modality(TOKENIZERS / name) if (TOKENIZERS / name).is_dir() else get_modality(name)()
+        for name in names
+    }
+
+
+def rows(found: dict[str, Modality], **options: object) -> tuple[Rows, dict[str, int]]:
+    """The starter's training rows, and the ids of the conditions."""
+    config = compose("train", ["data=starter"])["data"]
+    datasets = open_datasets(config["datasets"], found, root=config["root"])
+    ids = {name: number for number, name in enumerate(condition_names(datasets, found))}
+    weights = {name: config["datasets"][name]["weight"] for name in datasets}
+    chosen = {"directions": config["directions"], "hold_out": config["hold_out"], "weights": weights, **options}
+    return Rows(datasets, found, ids, **chosen), ids  # type: ignore[arg-type]
+
+
+def examples(stream: Rows, count: int, first: int = 0) -> list[Example]:
+    """That many examples of the mixture."""
+    made: list[Example] = []
+    index, counts = first, Counts()
+    while len(made) < count:
+        example = stream.examples(index, counts)
+        index += 1
+        if example is not None:
+            made.append(example)
+    return made
+
+
+def model(preset: str, found: dict[str, Modality], ids: dict[str, int]) -> Transformer:
+    return Transformer(modalities=found, conditions=list(ids), **PRESETS[preset])  # type: ignore[arg-type]

@@ -1,0 +1,76 @@
+"""The demo's slice: real parts of the starter, and nothing that is judged is in training."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from anyxform.demo.slice import COUNTS, DIGITS, LANGUAGES, write_slice
+from anyxform.shards import index
+
+STARTER = Path("data/starter")
+pytestmark = pytest.mark.skipif(not (STARTER / "stats.json").exists(), reason="needs the starter dataset")
+
+
+@pytest.fixture(scope="module")
+def slice_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("slice")
+    write_slice(STARTER, folder)
+    return folder
+
+
+def samples(folder: Path, name: str, split: str):
+    return index(folder / name / f"{split}-000000.tar").samples
+
+
+def texts(sample):
+    return json.loads(sample.read("json"))["text"]
+
+
+def test_it_holds_a_hundred_things_and_numbers_in_five_languages(slice_folder):
+    assert 80 <= len(samples(slice_folder, "pictures", "train")) <= 130
+    for split, count in COUNTS.items():
+        assert len(samples(slice_folder, "numbers", split)) == count
+    for sample in samples(slice_folder, "numbers", "train")[:20]:
+        assert set(texts(sample)) == set(LANGUAGES)
+        assert {f"{language}-phone.flac" for language in LANGUAGES} <= sample.members.keys()
+
+
+def test_no_number_is_in_two_splits(slice_folder):
+    strings = [texts(sample)["en"] for split in COUNTS for sample in samples(slice_folder, "numbers", split)]
+    assert len(strings) == len(set(strings))
+
+
+def test_no_drawing_is_in_two_splits(slice_folder):
+    train, instance = (
+        {(s.key, ending) for s in samples(slice_folder, "pictures", split) for ending in s.members if ending != "json"}
+        for split in ("train", "instance")
+    )
+    assert train and instance and not train & instance
+    assert not any(ending.startswith("openmoji") for _, ending in train)
+    styles = [ending for _, ending in instance]
+    assert styles.count("openmoji.webp") > 80 and 30 < styles.count("twemoji.webp") < 60
+    pixels = [
+        {s.read(ending) for s in samples(slice_folder, "pictures", split) for ending in s.members if ending != "json"}
+        for split in ("train", "instance")
+    ]
+    assert not pixels[0] & pixels[1]
+
+
+def test_a_number_sounds_as_long_as_its_digits(slice_folder):
+    durations = {3: [], 4: []}
+    for sample in samples(slice_folder, "numbers", "instance"):
+        audio = soundfile.info(io.BytesIO(sample.read("en-phone.flac")))
+        assert audio.samplerate == 16_000
+        durations[len(texts(sample)["en"].split())].append(audio.duration)
+    three, four = (sum(values) / len(values) for values in durations.values())
+    assert four / three == pytest.approx(4 / 3, rel=0.15)
+
+
+def test_missing_digits_are_named(tmp_path):
+    (tmp_path / "prompts").mkdir()
+    with pytest.raises(ValueError, match=r"lack .*digits_0"):
+        write_slice(tmp_path, tmp_path / "out")
+    assert DIGITS[0] == "digits_0"

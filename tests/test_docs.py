@@ -1,0 +1,94 @@
+"""What README and docs show works: commands are run or composed, Python is executed, links lead somewhere."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from anyxform.cli import COMMANDS, main
+from anyxform.cli.conf import compose
+from tests.tiny import Tiny
+
+PAGES = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
+STARTER_FIELDS = {"image:noto": "image", "audio:en-phone": "audio"}
+"""Fields that the tiny model of the tests was not trained on."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    return sorted({line for line in lines if line.startswith("anyxform ")})
+
+
+def adapted(text: str) -> str:
+    for field, other in STARTER_FIELDS.items():
+        text = text.replace(field, other)
+    return text
+
+
+@pytest.fixture
+def home(tiny: Tiny, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which everything lies that the pages speak of."""
+    for run in ("runs/mine", "demo/run"):
+        shutil.copytree(run_dir, tmp_path / run)
+    shutil.copytree(tiny.conf, tmp_path / "my_conf")
+    shutil.copy(tmp_path / "my_conf/data/tiny.yaml", tmp_path / "my_conf/data/mine.yaml")
+    (tmp_path / "my_conf/modality/dna.yaml").write_text("{name: dna, max_length: 64}")
+    sample = next(iter((run_dir / "samples").glob("*/*.png")))
+    (tmp_path / "pictures").mkdir()
+    for name in ("cat.png", "fish.png", "pictures/one.png"):
+        shutil.copy(sample, tmp_path / name)
+    sound = next(iter((run_dir / "samples").glob("*/*source0.wav")))
+    shutil.copy(sound, tmp_path / "hello.wav")
+    _as_flac(tmp_path / "hello.wav", tmp_path / "hello.flac")
+    shutil.copytree(tmp_path / "pictures", tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _as_flac(source: Path, target: Path) -> None:
+    import soundfile
+
+    soundfile.write(target, *soundfile.read(source))
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_works(line: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, name, *arguments = shlex.split(adapted(line), comments=True)
+    assert name in COMMANDS
+    if name == "run":
+        assert main([name, *arguments]) == 0, capsys.readouterr().err
+    elif name in ("train", "tokenizer"):
+        assert compose(name, arguments)
+    elif name == "eval":
+        assert main([name, *arguments, "split=val", "judges=false", "limit=2"]) == 0, capsys.readouterr().err
+    elif name in ("modalities", "doctor"):
+        assert main([name]) == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_python_runs(page: Path, home: Path) -> None:
+    from PIL import Image
+
+    for block in blocks(Path(__file__).parents[1] / page, "python"):
+        exec(compile(adapted(block), str(page), "exec"), {"picture": Image.open("cat.png")})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
+        path = "".join(target)
+        assert path.startswith("http") or (page.parent / path).exists(), path
+
+
+def test_yaml_of_the_pages_is_a_config() -> None:
+    import yaml
+
+    starter = compose("train", [])["data"]
+    (text,) = blocks(Path("docs/train.md"), "yaml")
+    assert yaml.safe_load(text).keys() == starter.keys()

@@ -1,0 +1,181 @@
+"""`anyxform eval`: a report with intervals beside the baselines, on what was asked for; mistakes are one line."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyxform.cli import main
+from anyxform.cli.build import prepared, typed
+from tests.tiny import Tiny
+
+TRAINED = {
+    "image>text:en", "image>text:fr", "audio>text:en", "text:en>image", "text:fr>image", "text:en>audio",
+    "text:fr>audio",
+}  # fmt: skip
+BASELINES = {"most frequent", "nearest", "shuffled"}
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def rows(folder: Path) -> dict[str, dict[str, Any]]:
+    return {row["direction"]: row for row in report(folder)["directions"]}
+
+
+@pytest.fixture(scope="module")
+def done(tiny: Tiny, run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("eval") / "out"
+    assert main(tiny.evaluate(run_dir, f"out={out}", "limit=6")) == 0
+    return out
+
+
+def test_every_trained_direction_with_new_media_is_judged(done: Path) -> None:
+    """Texts alone are the same in every split, and what is held out in training is not asked for by default."""
+    assert set(rows(done)) == TRAINED
+    assert {row["direction"] for row in report(done)["summary"]} == {
+        "image>text",
+        "audio>text",
+        "text>image",
+        "text>audio",
+    }
+
+
+def test_values_come_with_their_number_and_interval(done: Path) -> None:
+    for name, row in rows(done).items():
+        assert row["n"] == 6, name
+        for metrics in row["systems"].values():
+            for it in metrics.values():
+                assert it["low"] <= it["value"] <= it["high"] and it["n"] == 6
+    assert {"exact", "wer", "chrf"} <= set(rows(done)["image>text:en"]["systems"]["model"])
+
+
+def test_baselines_answer_the_same_items(done: Path) -> None:
+    for name, row in rows(done).items():
+        assert {"model"} | BASELINES == set(row["systems"]), name
+        assert set(row["against"]) == BASELINES and set(row["verdicts"].values()) <= {"better", "worse", "undecided"}
+    nearest = rows(done)["text:en>image"]["systems"]["nearest"]["psnr"]
+    assert nearest["value"] > rows(done)["text:en>image"]["systems"]["model"]["psnr"]["value"], "six steps teach little"
+
+
+def test_tables_are_printed(tiny: Tiny, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("limit=2", f"out={tmp_path}", "baselines=false", "split=val", "directions=[image>text:*]", "seed=7")
+    assert main(tiny.evaluate(run_dir, *arguments)) == 0
+    said = capsys.readouterr()
+    lines = [line.split("│") for line in said.out.splitlines() if "image>text:" in line]
+    assert [cells[1].strip() for cells in lines] == ["image>text:en", "image>text:fr"]
+    value = rows(tmp_path)["image>text:en"]["systems"]["model"]["exact"]
+    expected = f"{value['value']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
+    assert [cell.strip() for cell in lines[0][2:5]] == ["2", "exact ↑", expected]
+    assert f"written to {tmp_path}" in said.err
+    assert report(tmp_path)["settings"]["split"] == "val" and report(tmp_path)["settings"]["seed"] == 7
+
+
+def test_directions_that_were_never_trained_can_be_asked_for(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
+    patterns = "directions=[audio>text:fr, image>audio, image+text:en>text:fr, text>text]"
+    assert main(tiny.evaluate(run_dir, patterns, "limit=2", f"out={tmp_path}", "hold_out=[audio>text:en]")) == 0
+    assert set(rows(tmp_path)) == {"audio>text:fr", "image>audio", "image+text:en>text:fr"}
+
+
+def test_options_of_generation_and_the_seed_change_answers(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
+    common = ("directions=text:en>image", "baselines=false", "limit=4")
+    for name, changes in (("a", ()), ("again", ()), ("b", ("sampling={guidance: 5}", "sampling.steps=1"))):
+        assert main(tiny.evaluate(run_dir, *common, *changes, f"out={tmp_path / name}")) == 0
+    values = {name: rows(tmp_path / name)["text:en>image"]["systems"] for name in ("a", "again", "b")}
+    assert values["a"] == values["again"] != values["b"]
+
+
+def test_the_heat_map_is_a_picture(done: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    assert min(Image.open(done / "heatmap.png").size) > 200
+
+
+def test_without_matplotlib_all_but_the_picture_is_there(
+    tiny: Tiny, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [it for it in sys.modules if it.startswith("matplotlib")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(tiny.evaluate(run_dir, "limit=1", "baselines=false", f"out={tmp_path}")) == 0
+    assert "the heat map needs matplotlib: pip install 'anyxform[eval]'\n" in capsys.readouterr().err
+    assert rows(tmp_path) and not (tmp_path / "heatmap.png").exists()
+
+
+def test_results_go_beside_those_of_other_runs(
+    tiny: Tiny, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(tiny.evaluate(run_dir, "limit=1", "baselines=false", "directions=image>text:en")) == 0
+    assert rows(Path("eval/tiny/step-00000006"))["image>text:en"]["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["split=tset"], "no dataset has shards of the split 'tset' under"),
+        (["baselines_split=none"], "no dataset has shards of the split 'none' under"),
+        (["limit=0"], "the split 'instance' holds nothing to judge this model on: its directions are ['audio>text:en'"),
+        (["directions=[text>text]"], "the split 'instance' holds nothing to judge this model on"),
+        (["directions=[image>text:de]"], "holds nothing to judge this model on"),
+        (["directions=[image]"], "'image' is not a pattern of directions: write source>target"),
+        (["limit=some"], "limit=some is not possible: give a number"),
+        (["sampling={stesp: 3}"], "no option is called 'stesp': did you mean 'steps'?"),
+        (["sampling={steps: 0}"], "steps=0 is not possible: give 1 or more"),
+        (["device=gpu"], "the device 'gpu' cannot be used"),
+        (["data.root=/nowhere"], "there is no folder '/nowhere' of shards"),
+        (["lmit=3"], "no config key is called 'lmit': did you mean 'limit'?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(
+    overrides: list[str], message: str, tiny: Tiny, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tiny.evaluate(run_dir, "limit=1", f"out={tmp_path / 'out'}", *overrides)) == 2
+    said = capsys.readouterr()
+    *_, last = said.err.splitlines()
+    assert last.startswith("anyxform: error: ") and message in last and "Traceback" not in said.err and not said.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tiny.evaluate(Path("nowhere"))) == 2
+    assert capsys.readouterr().err.startswith("anyxform: error: there is no checkpoint at nowhere: give the folder")
+
+
+def test_a_checkpoint_may_have_any_name(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "my run, (dim=32)"
+    odd.symlink_to(run_dir)
+    assert main(tiny.evaluate(odd, "limit=1", "baselines=false", "directions=image>text:en", f"out={tmp_path}")) == 0
+    assert report(tmp_path)["settings"]["checkpoint"] == str(odd)
+
+
+# What is done to overrides before hydra sees them, and to configs behind it
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("directions=[image>text:*, audio+text:en>text]", "directions=['image>text:*', 'audio+text:en>text']"),
+        ("directions=image>text", "directions='image>text'"),
+        ("directions=['image>text']", "directions=['image>text']"),
+        ("hold_out=[]", "hold_out=[]"),
+        ("sampling={steps: 3}", "++sampling={steps: 3}"),
+        ("sampling.steps=3", "++sampling.steps=3"),
+        ("~modality@modality.audio", "~modality@modality.audio"),
+    ],
+)
+def test_overrides_need_no_quotes_or_pluses(override: str, expected: str) -> None:
+    assert prepared([override]) == [expected]
+
+
+def test_numbers_are_made_whole_or_refused() -> None:
+    defaults = {"a": {"steps": 10, "rate": 0.1, "flag": True, "none": None}, "directions": {"x": 1}}
+    given = {"a": {"steps": 1e4, "rate": 1, "flag": False, "none": "b"}, "directions": {"x": 0.5}, "new": "c"}
+    assert typed(given, defaults) == given and type(typed(given, defaults)["a"]["steps"]) is int
+    for bad, message in (({"steps": 1.5}, "a whole number"), ({"rate": "b"}, "a number"), ({"flag": 1}, "true or")):
+        with pytest.raises(ValueError, match=rf"a\.{next(iter(bad))}=.* is not possible: give {message}"):
+            typed({"a": bad}, defaults)

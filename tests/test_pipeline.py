@@ -1,0 +1,126 @@
+"""`anyxform.load(path)(source, to=…)`: whatever is given, one by one or in batches, and clear errors."""
+
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+
+import anyxform
+from anyxform.field import Direction
+from anyxform.pipeline import Pipeline
+from tests.tiny import COLOURS, picture, tone
+
+
+@pytest.fixture(scope="module")
+def ax(checkpoint: Path) -> Pipeline:
+    return anyxform.load(str(checkpoint), device="cpu")
+
+
+@pytest.fixture
+def disc(tmp_path: Path) -> Path:
+    path = tmp_path / "disc.png"
+    path.write_bytes(picture("red", "disc", torch.Generator().manual_seed(5)))
+    return path
+
+
+def test_a_run_stands_for_its_newest_checkpoint(run_dir: Path, disc: Path) -> None:
+    newest = run_dir / "checkpoints" / "step-00000006"
+    first, second = anyxform.load(str(run_dir)), anyxform.load(str(newest))
+    assert first.path == second.path == newest and first.facts["facts"]["steps"] == 6
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters()))
+    assert not first.model.training and first(disc, to="text:en") == second(disc, to="text:en")
+
+
+def test_a_file_is_the_same_however_it_is_given(ax: Pipeline, disc: Path) -> None:
+    expected = ax(disc, to="text:fr")
+    other = ("image", picture("blue", "square", torch.Generator()))
+    assert isinstance(expected, str) and ax(other, to="text:fr") != expected
+    value = ax.modalities["image"].load(disc.read_bytes())
+    other_ending = disc.rename(disc.with_suffix(".dat"))
+    for given in (
+        ("image", value),
+        ("image", other_ending),
+        ("image", str(other_ending)),
+        ("image", other_ending.read_bytes()),
+    ):
+        assert ax(given, to="text:fr") == expected
+
+
+def test_texts_are_given_as_they_are(ax: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a red disc\n")
+    drawn = ax("a red disc", to="image")
+    assert isinstance(drawn, PIL.Image.Image) and drawn.size == (16, 16)
+    for given in (" a red disc ", ("text", "a red disc"), tmp_path / "text.txt", str(tmp_path / "text.txt")):
+        assert ax(given, to="image").tobytes() == drawn.tobytes()
+
+
+def test_answers_depend_on_sources_seed_and_options(ax: Pipeline) -> None:
+    assert ax("a red disc", to="image").tobytes() == ax("a red disc", to="image", seed=0).tobytes()
+    assert ax("a red disc", to="image").tobytes() != ax("a red disc", to="image", seed=1).tobytes()
+    assert ax("a red disc", to="image").tobytes() != ax("a blue square", to="image").tobytes()
+    sound = ax("a red disc", to="audio", length=7)
+    assert sound.seconds == pytest.approx(7 * 0.05, abs=0.05)
+
+
+def test_several_sources_go_in_together(ax: Pipeline, disc: Path) -> None:
+    sound = ax.modalities["audio"].load(tone("red", "disc", torch.Generator().manual_seed(1)))
+    answer = ax(disc, ("audio", sound), "a red disc", to="text:fr", temperature=1.0)
+    direction = Direction.parse("image+audio+text>text:fr")
+    values = (ax.modalities["image"].load(disc.read_bytes()), sound, "a red disc")
+    assert ax.answer([direction], [values], temperature=1.0) == [answer]
+    others = [ax(disc, "a red disc", to="text:fr", temperature=1.0), ax(disc, to="text:fr", temperature=1.0)]
+    assert len({answer, *others}) == 3
+
+
+def test_a_batch_of_mixed_directions_equals_its_parts(ax: Pipeline) -> None:
+    directions, sources = [], []
+    for number, colour in enumerate(COLOURS):
+        chance = torch.Generator().manual_seed(number)
+        image = ax.modalities["image"].load(picture(colour, "disc", chance))
+        sound = ax.modalities["audio"].load(tone(colour, "square", chance))
+        directions += map(Direction.parse, ("image>text:en", "text>image", "audio>text:fr", "text>audio"))
+        sources += [(image,), (f"a {colour} disc",), (sound,), (f"un carré {COLOURS[colour]}",)]
+    together = ax.answer(directions, sources, batch_size=5, seed=3)
+    for number, (direction, given, value) in enumerate(zip(directions, sources, together)):
+        alone = ax.answer([direction], [given], seed=3 + number)[0]
+        modality = ax.modalities[direction.target.modality]
+        assert modality.save(alone) == modality.save(value), f"{number}: {direction}"
+    assert len(set(together[0::4])) == len(COLOURS), "answers do not depend on their sources"
+
+
+def test_nothing_is_no_batch(ax: Pipeline) -> None:
+    assert ax.answer([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        ((), {}, "there is nothing to convert"),
+        (("missing.png",), {}, "there is no file 'missing.png'"),
+        ((Path("missing.png"),), {}, "there is no file 'missing.png'"),
+        ((("image", Path("missing.dat")),), {}, "there is no file 'missing.dat'"),
+        ((("image", "missing.png"),), {}, "there is no file 'missing.png', and as image it cannot be read"),
+        ((("image", b""),), {}, r"the picture is empty \(0 bytes\)"),
+        ((("imgae", "missing.png"),), {}, "this model reads no 'imgae': did you mean 'image'"),
+        ((5,), {}, r"5 is no file, and its modality is unknown: give \(modality, value\)"),
+        ((PIL.Image.new("RGB", (4, 4)),), {}, "is no file, and its modality is unknown"),
+        (("",), {}, "the text is empty"),
+        (("  \n",), {}, "the text is empty"),
+        (("half a pair \ud800",), {}, "surrogates not allowed"),
+        (("word " * 100,), {}, "tokens, more than max_length=24"),
+        (("a disc",), {"to": "smell"}, "this model makes no 'smell': known: audio, image, text"),
+        (("a disc",), {"to": "text:de"}, "the model knows no variant 'de' of text: known: en, fr"),
+        (("a disc",), {"to": "Text"}, "'Text' is not a field: write modality or modality:variant"),
+        (("a disc",), {"temprature": 1}, "no option is called 'temprature': did you mean 'temperature'"),
+        (("a disc",), {"steps": 0}, "steps=0 is not possible: give 1 or more"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(ax: Pipeline, given: tuple, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ax(*given, **({"to": "text:en"} | options))
+
+
+def test_a_device_that_is_not_there_is_named(run_dir: Path) -> None:
+    with pytest.raises(ValueError, match="the device 'gpu' cannot be used"):
+        anyxform.load(str(run_dir), device="gpu")

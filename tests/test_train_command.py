@@ -1,0 +1,291 @@
+"""`anyxform train` as users script it: a killed run goes on bit for bit, signals save, and mistakes are one line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from anyxform.cli import main
+from tests.tiny import Tiny, samples, write_shard
+
+STEPS = 24
+OPTIONS = (f"train.steps={STEPS}", "train.checkpoint_every=3", "model.dropout=0.1")
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that are whole."""
+    path = run_dir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def losses(run_dir: Path) -> list[tuple[int, float, float, dict[str, float]]]:
+    return [(it["step"], it["loss"], it["grad_norm"], it["directions"]) for it in metrics(run_dir)]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """The raw weights, their average and the optimizer's state at the end."""
+    folder = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip()
+    names = ("weights", "model", "optimizer")
+    return {f"{name}/{key}": it for name in names for key, it in load_file(folder / f"{name}.safetensors").items()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads; child processes have one as well."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny: Tiny, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert main(tiny.train(folder, *OPTIONS)) == 0
+    return folder
+
+
+def interrupted(
+    arguments: list[str], run_dir: Path, *, lines: int, number: int, group: bool = False
+) -> tuple[int, str]:
+    """The exit code and the error output of a process that gets a signal once it has told of so many steps."""
+    command = [sys.executable, "-m", "anyxform", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while len(metrics(run_dir)) < lines and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (os.killpg if group else os.kill)(process.pid, number)
+    said = process.communicate(timeout=300)[1]
+    return process.returncode, said
+
+
+# Going on
+
+
+def test_a_killed_run_goes_on_bit_for_bit_whatever_the_number_of_workers(
+    tiny: Tiny, uninterrupted: Path, tmp_path: Path
+) -> None:
+    arguments = tiny.train(tmp_path, *OPTIONS, "resume=auto")
+    code, said = interrupted([*arguments, "data.num_workers=1"], tmp_path, lines=5, number=signal.SIGKILL)
+    assert code == -signal.SIGKILL and 5 <= len(metrics(tmp_path)) < STEPS, said
+    assert main(arguments) == 0
+    assert losses(tmp_path) == losses(uninterrupted) and len(losses(tmp_path)) == STEPS
+    expected = weights(uninterrupted)
+    assert all(torch.equal(tensor, expected.pop(name)) for name, tensor in weights(tmp_path).items()) and not expected
+
+
+@pytest.mark.parametrize(("number", "group", "workers"), [(signal.SIGTERM, False, 0), (signal.SIGINT, True, 1)])
+def test_signals_save_first_and_say_how_to_go_on(
+    number: signal.Signals, group: bool, workers: int, tiny: Tiny, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """SIGINT goes to the workers as well, as Ctrl-C in a terminal does."""
+    arguments = tiny.train(tmp_path, f"train.steps={STEPS}", "model.dropout=0.1", f"data.num_workers={workers}")
+    code, said = interrupted(arguments, tmp_path, lines=2, number=number, group=group)
+    assert code == 128 + number and "Traceback" not in said, said
+    steps = len(metrics(tmp_path))
+    assert f"stopped and saved after step {steps}; go on with: anyxform train --config-dir" in said
+    assert f"run_dir={tmp_path} resume=auto" in said
+    assert (tmp_path / "checkpoints" / "latest").read_text().strip() == f"step-{steps:08d}"
+    assert losses(tmp_path) == losses(uninterrupted)[:steps] and steps < STEPS
+
+
+def test_a_finished_run_has_nothing_to_do(tiny: Tiny, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = metrics(run_dir)
+    assert main(tiny.train(run_dir, "resume=auto")) == 0
+    assert "has been trained for 6 steps: for more, give a larger train.steps" in capsys.readouterr().err
+    assert metrics(run_dir) == before
+
+
+def test_another_run_can_start_from_a_checkpoint(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
+    checkpoint = run_dir / "checkpoints" / "step-00000006"
+    assert main(tiny.train(tmp_path / "new", f"resume={checkpoint}", "train.steps=7")) == 0
+    assert [it["step"] for it in metrics(tmp_path / "new")] == [7]
+
+
+# What a run leaves behind
+
+
+def test_samples_are_written_of_the_same_probes(run_dir: Path) -> None:
+    folders = sorted((run_dir / "samples").iterdir())
+    assert [folder.name for folder in folders] == ["step-00000003", "step-00000006"]
+    first, second = ([json.loads(line) for line in (it / "index.jsonl").read_text().splitlines()] for it in folders)
+    assert first == second and {line["direction"] for line in first} >= {"image>text:en", "text:fr>audio"}
+    for line in first:
+        for role in ("source0", "reference", "answer"):
+            assert (folders[0] / line[role]).exists()
+            assert role == "answer" or (folders[0] / line[role]).read_bytes() == (folders[1] / line[role]).read_bytes()
+
+
+def test_tensorboard_shows_losses_and_samples(run_dir: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"images": 0, "audio": 0, "scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert [it.step for it in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert events.Scalars("train/loss")[3].value == pytest.approx(metrics(run_dir)[3]["loss"])
+    assert {"train/image>text:en", "validation/val_loss"} <= set(tags["scalars"])
+    answers = [tag for tag in tags["images"] if tag.endswith("text:en>image/answer")]
+    assert [it.step for it in events.Images(answers[0])] == [3, 6]
+    sources = [tag for tag in tags["images"] if tag.endswith("image>text:en/source0")]
+    assert [it.step for it in events.Images(sources[0])] == [3], "what does not change is shown once"
+    assert any(tag.endswith(">audio/answer") for tag in tags["audio"])
+
+
+def test_what_is_held_out_is_never_trained(run_dir: Path) -> None:
+    seen = {direction for line in metrics(run_dir) for direction in line["directions"]}
+    assert {"audio>text:en", "text:en>audio", "text:fr>text:en"} <= seen and "audio>text:fr" not in seen
+    config = json.loads((run_dir / "checkpoints" / "step-00000006" / "config.json").read_text())
+    assert set(config["directions"]) == seen
+    assert config["facts"]["steps"] == 6 and config["facts"]["samples"] == {"shapes": 48}
+    assert "val_loss" in metrics(run_dir)[-1]
+
+
+# Broken data
+
+
+def spoilt(tiny: Tiny, folder: Path, every: int, **members: bytes) -> str:
+    """The override for a copy of the data in which members of every so manyth training sample are replaced."""
+    root = folder / "data"
+    shutil.copytree(tiny.root, root)
+    contents = [it | members if number % every == 0 else it for number, it in enumerate(samples("train", 4))]
+    write_shard(root / "shapes" / "train-000000.tar", contents)
+    return f"data.root={root}"
+
+
+def test_single_broken_samples_are_left_out_counted_and_named(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = spoilt(tiny, tmp_path, 24, png=b"no picture", json=b'{"text": {"en": "cut o')
+    assert main(tiny.train(tmp_path / "run", root, "data.max_broken=0.5")) == 0
+    said = capsys.readouterr().err
+    assert "left out " in said and "its .json is broken" in said and "red-square-0" in said
+
+
+def test_too_many_broken_samples_stop_the_run(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = spoilt(tiny, tmp_path, 4, png=b"no picture")
+    assert main(tiny.train(tmp_path / "run", root, "data.pool=256")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "samples are broken, more than data.max_broken=0.01: " in said and "train-000000.tar: " in said
+    assert "(image>text:en): the picture is none of PNG" in said
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["resume=auto", "seed=4", "train.steps=9"], "was trained with seed=3, not 4: resume with that, or start anew"),
+        (["resume=auto", "data.pool=8", "train.steps=9"], "was trained with data.pool=16, not 8"),
+        (["resume=auto", "model.dim=16", "train.steps=9"], r"weights.safetensors is of another model: "),
+        (["resume=auto", "~modality@modality.audio", "train.steps=9"], "was trained with the conditions"),
+        ([], "holds a run already: go on with it by resume=auto, or give another run_dir"),
+        (["resume=nowhere"], "resume=nowhere is no whole checkpoint: give auto, or a folder such as"),
+    ],
+)
+def test_what_does_not_fit_a_run_that_is_there(
+    overrides: list[str], message: str, tiny: Tiny, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    assert main(tiny.train(run_dir, *overrides)) == 2
+    check_line(capsys, message)
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before, "the run is left as it was"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.stpes=9"], "no config key is called 'train.stpes': did you mean 'train.steps'?"),
+        (["experiment=tinny"], "there is no config 'experiment/tinny': did you mean 'tiny'?"),
+        (["train.steps=many"], "train.steps=many is not possible: give a number"),
+        (["train.steps=2.5"], "train.steps=2.5 is not possible: give a whole number"),
+        (["train.steps=0"], "train.steps=0 is not possible: give 1 or more"),
+        (["train.compile=2"], "train.compile=2 is not possible: give true or false"),
+        (["seed=-1"], "seed=-1 is not possible: give 0 or more"),
+        (["train.debug=overfti"], "train.debug=overfti is unknown: use overfit"),
+        (["train.device=gpu"], "the device 'gpu' cannot be used"),
+        (["data.root=/nowhere"], "there is no folder '/nowhere' of shards: give data.root"),
+        (["tokenizers=/nowhere"], "there is no tokenizer for text in /nowhere/text: run anyxform tokenizer modality="),
+        (["modality.image.width=32"], "was fitted without {'width': 32}"),
+        (["modality.image.name=text"], "modality.image has name=text: the two must be the same"),
+        (["data.datasets.shapes.shards=none-*.tar"], "no dataset has shards of the split 'train' under"),
+        (["data.hold_out=[*>*]"], "no sample has a direction that fits data.directions="),
+        (["data.hold_out=[image]"], "'image' is not a pattern of directions"),
+        (["data.tokens_per_row=4"], "are more than data.tokens_per_row=4"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    overrides: list[str], message: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tiny.train(tmp_path / "run", *overrides)) == 2
+    check_line(capsys, message)
+
+
+def check_line(capsys: pytest.CaptureFixture[str], message: str) -> None:
+    said = capsys.readouterr()
+    *_, last = said.err.splitlines()
+    assert last.startswith("anyxform: error: ") and message in last and not said.out
+    assert "Traceback" not in said.err
+
+
+def test_resuming_needs_to_know_the_run(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tiny.train(None, "resume=auto")) == 2
+    check_line(capsys, "resume=auto needs to know which run: give run_dir=")
+
+
+def test_a_run_of_broken_checkpoints_is_not_overwritten(
+    tiny: Tiny, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    (copy / "checkpoints" / "step-00000006" / "optimizer.safetensors").write_bytes(b"cut off")
+    assert main(tiny.train(copy, "resume=auto", "train.steps=9")) == 2
+    check_line(capsys, "holds no whole checkpoint, step-00000006 is broken: give another run_dir")
+    assert metrics(copy) == metrics(run_dir)
+
+
+# train.debug=overfit
+
+
+def test_one_batch_is_learnt_by_heart_in_every_direction(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("train.debug=overfit", "train.steps=300", "optim.lr=0.01", "train.log_every=50")
+    assert main(tiny.train(tmp_path / "run", *options)) == 0
+    assert "9 of 9 directions are learnt by heart" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_learnt_is_named_with_its_reason(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = spoilt(tiny, tmp_path, 1, png=b"no picture")
+    options = ("train.debug=overfit", "train.steps=2", "data.hold_out=[audio>text,text>audio]")
+    assert main(tiny.train(tmp_path / "run", root, *options)) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert any("image>text:fr (every sample of it is broken; the first: " in line for line in said)
+    assert any(line.startswith("not learnt after 2 steps: text:en>text:fr (loss 5.") for line in said)
+    assert said[-1] == "0 of 6 directions are learnt by heart"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_training_has_nearly_the_same_losses(tiny: Tiny, tmp_path: Path) -> None:
+    for name in ("false", "true"):
+        assert main(tiny.train(tmp_path / name, "train.steps=3", f"train.compile={name}")) == 0
+    plain, compiled = (metrics(tmp_path / name) for name in ("false", "true"))
+    assert [it["loss"] for it in compiled] == pytest.approx([it["loss"] for it in plain], rel=1e-3)
+    assert compiled[0]["padding"] >= plain[0]["padding"]
