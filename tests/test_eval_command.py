@@ -88,6 +88,12 @@ def test_options_of_generation_and_the_seed_change_answers(tiny: Tiny, run_dir: 
     assert values["a"] == values["again"] != values["b"]
 
 
+def test_without_baselines_no_training_data_are_needed(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
+    arguments = ("limit=1", "directions=text:en>image", "baselines_split=none", f"out={tmp_path}")
+    assert main(tiny.evaluate(run_dir, *arguments, "baselines=false")) == 0
+    assert set(rows(tmp_path)["text:en>image"]["systems"]) == {"model"}
+
+
 def test_the_heat_map_is_a_picture(done: Path) -> None:
     pytest.importorskip("matplotlib")
     from PIL import Image

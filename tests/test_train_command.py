@@ -86,13 +86,13 @@ def test_a_killed_run_goes_on_bit_for_bit_whatever_the_number_of_workers(
     assert all(torch.equal(tensor, expected.pop(name)) for name, tensor in weights(tmp_path).items()) and not expected
 
 
-@pytest.mark.parametrize(("number", "group", "workers"), [(signal.SIGTERM, False, 0), (signal.SIGINT, True, 1)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_first_and_say_how_to_go_on(
-    number: signal.Signals, group: bool, workers: int, tiny: Tiny, uninterrupted: Path, tmp_path: Path
+    number: signal.Signals, tiny: Tiny, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """SIGINT goes to the workers as well, as Ctrl-C in a terminal does."""
-    arguments = tiny.train(tmp_path, f"train.steps={STEPS}", "model.dropout=0.1", f"data.num_workers={workers}")
-    code, said = interrupted(arguments, tmp_path, lines=2, number=number, group=group)
+    """The process that reads the data gets them as well, as from Ctrl-C in a terminal or from SLURM."""
+    arguments = tiny.train(tmp_path, f"train.steps={STEPS}", "model.dropout=0.1", "data.num_workers=1")
+    code, said = interrupted(arguments, tmp_path, lines=2, number=number, group=True)
     assert code == 128 + number and "Traceback" not in said, said
     steps = len(metrics(tmp_path))
     assert f"stopped and saved after step {steps}; go on with: anyxform train --config-dir" in said
@@ -106,12 +106,6 @@ def test_a_finished_run_has_nothing_to_do(tiny: Tiny, run_dir: Path, capsys: pyt
     assert main(tiny.train(run_dir, "resume=auto")) == 0
     assert "has been trained for 6 steps: for more, give a larger train.steps" in capsys.readouterr().err
     assert metrics(run_dir) == before
-
-
-def test_another_run_can_start_from_a_checkpoint(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
-    checkpoint = run_dir / "checkpoints" / "step-00000006"
-    assert main(tiny.train(tmp_path / "new", f"resume={checkpoint}", "train.steps=7")) == 0
-    assert [it["step"] for it in metrics(tmp_path / "new")] == [7]
 
 
 # What a run leaves behind
@@ -246,6 +240,30 @@ def test_resuming_needs_to_know_the_run(tiny: Tiny, capsys: pytest.CaptureFixtur
     check_line(capsys, "resume=auto needs to know which run: give run_dir=")
 
 
+def test_a_broken_checkpoint_is_passed_over_and_kept(
+    tiny: Tiny, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(uninterrupted, copy)
+    *_, before, newest = sorted((copy / "checkpoints").glob("step-*"))
+    (newest / "weights.safetensors").write_bytes(b"cut off")
+    assert main(tiny.train(copy, *OPTIONS, "resume=auto", "train.keep=1")) == 0
+    assert f"resuming {before}" in capsys.readouterr().err
+    names = {folder.name for folder in (copy / "checkpoints").iterdir()}
+    assert names == {newest.name, f"broken-{newest.name}", "latest"}
+    assert losses(copy) == losses(uninterrupted)
+
+
+def test_an_earlier_checkpoint_goes_on_in_another_folder(
+    tiny: Tiny, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = uninterrupted / "checkpoints" / f"step-{STEPS - 3:08d}"
+    assert main(tiny.train(uninterrupted, *OPTIONS, f"resume={earlier}")) == 2
+    check_line(capsys, f"holds later checkpoints than step-{STEPS - 3:08d}: give another run_dir")
+    assert main(tiny.train(tmp_path / "2024", *OPTIONS, f"resume={earlier}")) == 0
+    assert losses(tmp_path / "2024") == losses(uninterrupted)[-3:]
+
+
 def test_a_run_of_broken_checkpoints_is_not_overwritten(
     tiny: Tiny, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,7 +294,8 @@ def test_what_cannot_be_learnt_is_named_with_its_reason(
     options = ("train.debug=overfit", "train.steps=2", "data.hold_out=[audio>text,text>audio]")
     assert main(tiny.train(tmp_path / "run", root, *options)) == 1
     said = capsys.readouterr().err.splitlines()
-    assert any("image>text:fr (every sample of it is broken; the first: " in line for line in said)
+    (line,) = [line for line in said if "image>text:fr (every sample of it is broken; the first: " in line]
+    assert "train-000000.tar: " in line and "the picture is none of PNG" in line
     assert any(line.startswith("not learnt after 2 steps: text:en>text:fr (loss 5.") for line in said)
     assert said[-1] == "0 of 6 directions are learnt by heart"
 

@@ -39,6 +39,8 @@ def typed(config: Any, defaults: Any, name: str = "") -> Any:
     if isinstance(config, dict) and isinstance(defaults, dict):
         known = {key: default for key, default in defaults.items() if key not in FREE}
         return {key: typed(value, known.get(key), f"{name}.{key}".lstrip(".")) for key, value in config.items()}
+    if isinstance(defaults, str) and isinstance(config, int | float):
+        return str(config)  # a folder that is named like a year
     if config is None or type(config) is type(defaults) or not isinstance(defaults, bool | int | float):
         return config
     if isinstance(defaults, bool) or isinstance(config, bool) or not isinstance(config, int | float):

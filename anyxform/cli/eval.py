@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         seed=config["seed"],
         say=say,
     )
-    out = Path(config["out"] or _beside(pipeline))
+    out = Path(str(config["out"] or _beside(pipeline)))
     out.mkdir(parents=True, exist_ok=True)
     settings = {key: config[key] for key in ("checkpoint", "split", "limit", "seed", "sampling")}
     write_json(out / "report.json", {"settings": settings, **done.report.to_dict()})

@@ -1,14 +1,11 @@
 """`anyxform train [key=value …]`: train a model, or go on training one."""
 
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,11 +15,13 @@ from anyxform import __version__, resume
 from anyxform import train as training
 from anyxform.cli.build import Data, build_modalities, modality_classes, prepared, typed
 from anyxform.cli.conf import compose
+from anyxform.cli.interrupts import Interrupted, Interrupts
+from anyxform.data import Rows
 from anyxform.model import Transformer, compile_blocks
 from anyxform.optim import EMA, adamw, learning_rate
 from anyxform.overfit import ENOUGH, one_of_each, overfit, rows_of
 from anyxform.pipeline import Pipeline, pick_device
-from anyxform.progress import Journal, display
+from anyxform.progress import Display, Journal, display
 from anyxform.samples import probes, write_samples
 from anyxform.sequence import Batch
 from anyxform.train import Metrics, TrainState, averaged, validation_loss
@@ -51,7 +50,7 @@ class Run:
         ):
             if value < least:
                 raise ValueError(f"{name}={value} is not possible: give {least} or more")
-        self.dir = Path(config["run_dir"] or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        self.dir = Path(str(config["run_dir"] or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"))
         self.start = first_checkpoint(self.dir, config["resume"], named=config["run_dir"] is not None)
         kept = [word for word in overrides if not word.startswith(("run_dir=", "resume="))]
         self.command = shlex.join(["anyxform", "train", *kept, f"run_dir={self.dir}"])
@@ -106,15 +105,8 @@ class Run:
         options, optim = self.options, self.config["optim"]
         schedule = {name: optim[name] for name in ("warmup", "schedule", "final", "decay")}
         names = (
-            "steps",
-            "rows_per_step",
-            "exit_every",
-            "max_nonfinite",
-            "clip",
-            "bf16",
-            "exit_weight",
-            "length_weight",
-        )
+            "steps", "rows_per_step", "exit_every", "max_nonfinite", "clip", "bf16", "exit_weight", "length_weight",
+        )  # fmt: skip
         return training.train(
             self.state,
             rows,
@@ -128,45 +120,61 @@ class Run:
         """Train to the end or until a signal, and say where the result is."""
         options, state = self.options, self.state
         if self.start is not None:
-            resume.load(self.start, state, self.settings, self.modalities)
-        begun = state.step
-        if begun >= options["steps"]:
-            print(
-                f"{self.start} has been trained for {begun} steps: for more, give a larger train.steps", file=sys.stderr
-            )
+            self._resume(self.start)
+        if state.step >= options["steps"]:
+            text = f"{self.start} has been trained for {state.step} steps: for more, give a larger train.steps"
+            print(text, file=sys.stderr)
             return 0
         self.dir.mkdir(parents=True, exist_ok=True)
         (self.dir / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
         pad = options["compile"] or self.device.type == "cuda"
         rows = self.data.rows("train", state.model, self.modalities, seed=self.config["seed"], pad=pad)
-        shown = display(options["steps"], begun, every=options["log_every"])
-        with interrupts() as received, shown, Journal(self.dir, begun) as journal:
+        shown = display(options["steps"], state.step, every=options["log_every"])
+        with Interrupts() as interrupts, shown, Journal(self.dir, state.step) as journal:
             shown.say(self.summary())
             validate, sample = self._validation(pad), self._probes(journal)
-            try:
-                for metrics in self.steps(rows.from_position(state.position)):
-                    step, stop = state.step, bool(received)
-                    last = step == options["steps"]
-                    if due(step, options["val_every"], last) and not stop:
-                        metrics |= validate()
-                    if due(step, options["log_every"], last) or "val_loss" in metrics:
-                        journal.write(metrics)
-                    shown.update(metrics)
-                    if due(step, options["sample_every"], last) and not stop:
-                        sample(step)
-                    if last or stop or due(step, options["checkpoint_every"]):
-                        self.save()
-                    if stop:
-                        break
-            except RuntimeError:
-                if not received:
-                    raise
-                if state.step > begun:  # the signal has ended the processes that read the data, too
-                    self.save()
+            self._steps(rows, interrupts, shown, journal, validate, sample)
         if rows.counts.broken:
             reasons = "; ".join(rows.counts.reasons[:3])
             print(f"left out {rows.counts.broken} of {rows.counts.samples} samples: {reasons}", file=sys.stderr)
-        return self._farewell(received)
+        return self._farewell(interrupts.received)
+
+    def _resume(self, checkpoint: Path) -> None:
+        resume.load(checkpoint, self.state, self.settings, self.modalities)
+        for later in resume.checkpoints(self.dir):
+            if later.name > checkpoint.name:  # else they would outlive those that are to come
+                later.rename(later.with_name(f"broken-{later.name}"))
+                print(f"{later} is not whole: it is kept as broken-{later.name}", file=sys.stderr)
+
+    def _steps(
+        self,
+        rows: Rows,
+        interrupts: Interrupts,
+        shown: Display,
+        journal: Journal,
+        validate: Callable[[], Metrics],
+        sample: Callable[[int], None],
+    ) -> None:
+        """Do the steps, and between them what is due."""
+        options, state, begun = self.options, self.state, self.state.step
+        try:
+            for metrics in self.steps(interrupts.until_one(rows.from_position(state.position))):
+                step, stop = state.step, bool(interrupts.received)
+                last = step == options["steps"]
+                if due(step, options["val_every"], last) and not stop:
+                    metrics |= validate()
+                if due(step, options["log_every"], last) or "val_loss" in metrics:
+                    journal.write(metrics)
+                shown.update(metrics)
+                if due(step, options["sample_every"], last) and not stop:
+                    sample(step)
+                if last or stop or due(step, options["checkpoint_every"]):
+                    self.save()
+                if stop:
+                    break
+        except Interrupted:
+            if state.step > begun:
+                self.save()
 
     def _validation(self, pad: bool) -> Callable[[], Metrics]:
         """What measures the averaged weights on the same rows of the validation split again and again."""
@@ -235,9 +243,10 @@ class Run:
         if not received:
             print(f"trained for {self.state.step} steps: {self.dir}", file=sys.stderr)
             return 0
-        print(
-            f"stopped and saved after step {self.state.step}; go on with: {self.command} resume=auto", file=sys.stderr
+        saved = (
+            f"stopped and saved after step {self.state.step}" if self.state.step else "stopped before the first step"
         )
+        print(f"{saved}; go on with: {self.command} resume=auto", file=sys.stderr)
         return 128 + received[0]
 
 
@@ -257,36 +266,17 @@ def first_checkpoint(run_dir: Path, wanted: str | bool | None, *, named: bool) -
         if resume.checkpoints(run_dir):
             raise ValueError(f"{run_dir} holds a run already: go on with it by resume=auto, or give another run_dir")
         return None
-    if not resume.is_whole(Path(str(wanted))):
+    folder = Path(str(wanted))
+    if not resume.is_whole(folder):
         raise ValueError(
             f"resume={wanted} is no whole checkpoint: give auto, or a folder such as "
             f"{run_dir}/checkpoints/step-00000100"
         )
-    return Path(str(wanted))
+    if any(later.name > folder.name for later in resume.checkpoints(run_dir)):
+        raise ValueError(f"{run_dir} holds later checkpoints than {folder.name}: give another run_dir, or resume=auto")
+    return folder
 
 
 def due(step: int, every: int, last: bool = False) -> bool:
     """Whether it is time for what is done every so many steps (0: never) and at the last."""
     return every > 0 and (last or step % every == 0)
-
-
-@contextmanager
-def interrupts() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one kills as usual.
-
-    A whole group of processes gets them, so those that read the data may end as well. From then on that is noticed
-    only where data are waited for, not by SIGCHLD in the middle of a step.
-    """
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-        before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
-
-    before: dict[int, Any] = {it: signal.signal(it, note) for it in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
