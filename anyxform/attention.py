@@ -37,23 +37,31 @@ class DenseAttention:
         return _sdpa(q, k, v, self.mask.to(q.device))[0].transpose(0, 1)
 
 
+_Shape = tuple[int, int, bool]
+"""Of a segment: prefix, target, whether it is causal."""
+
+
 class SegmentAttention:
-    """A loop over the segments: the fastest on CPUs, as nothing is computed across segments.
+    """A loop over the segments, those of one shape together: the fastest on CPUs, as nothing is computed across them.
 
     In fp32 always: the CPU kernel's backward takes twice as long in bf16 (benchmarks/attention.py).
     """
 
     def __init__(self, segments: Segments, size: int) -> None:
-        self.segments = segments
-        self.padding = size - sum(segments.lengths)
+        self.lengths = [*segments.lengths, size - sum(segments.lengths)]
+        self.shapes: dict[_Shape, list[int]] = {}
+        for number, shape in enumerate(zip(segments.prefixes, segments.targets, segments.causal)):
+            self.shapes.setdefault(shape, []).append(number)
 
+    @torch.autocast("cpu", enabled=False)  # it would cast the inputs of the kernel to bf16 again
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        lengths = [*self.segments.lengths, self.padding]
         # one split and one concatenation: slicing in a loop would make the backward quadratic
-        parts = [x.float().transpose(0, 1).split(lengths, dim=1) for x in (q, k, v)]
-        shapes = zip(self.segments.prefixes, self.segments.targets, self.segments.causal)
-        outputs = [_sdpa(a[None], b[None], c[None], _mask(*shape))[0] for a, b, c, shape in zip(*parts, shapes)]
-        outputs.append(parts[0][-1])  # padding is never read: passed through to keep the shape
+        parts = [x.float().transpose(0, 1).split(self.lengths, dim=1) for x in (q, k, v)]
+        outputs = list(parts[0])  # padding, the last, is never read: passed through to keep the shape
+        for shape, numbers in self.shapes.items():
+            together = [torch.stack([part[number] for number in numbers]) for part in parts]
+            for number, output in zip(numbers, _sdpa(*together, _mask(*shape)).unbind()):
+                outputs[number] = output
         return torch.cat(outputs, dim=1).transpose(0, 1).to(q.dtype)
 
 

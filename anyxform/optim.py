@@ -1,16 +1,18 @@
 """Parameter groups, the optimizer, the learning rate's schedule, and the average of the weights."""
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from anyxform.model import Transformer
+
 Schedule = Literal["cosine", "wsd", "constant"]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; norms, biases and embeddings of single vectors do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
@@ -25,6 +27,62 @@ def adamw(
     """AdamW (arXiv 1711.05101), fused."""
     groups = parameter_groups(model, weight_decay)
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=1e-8, fused=True)
+
+
+class Together:
+    """Several optimizers used as one: their groups, steps and states one after another."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As that of one optimizer: parameters are numbered through all parts."""
+        state, groups, first = {}, [], 0
+        for part in self.parts:
+            saved = part.state_dict()
+            state |= {number + first: it for number, it in saved["state"].items()}
+            groups += [{**group, "params": [n + first for n in group["params"]]} for group in saved["param_groups"]]
+            first += sum(len(group["params"]) for group in part.param_groups)
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        first = 0
+        for part in self.parts:
+            count = sum(len(group["params"]) for group in part.param_groups)
+            own = {number - first: it for number, it in saved["state"].items() if first <= number < first + count}
+            part.load_state_dict({**part.state_dict(), "state": own})
+            first += count
+
+
+def muon(
+    model: Transformer, *, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1
+) -> Together:
+    """Muon (arXiv 2502.16982) for the matrices of the blocks, AdamW for all else, with learning rates that match."""
+    matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2 and parameter.requires_grad]
+    chosen = set(map(id, matrices))
+    rest = [
+        {**group, "params": [p for p in group["params"] if id(p) not in chosen]}
+        for group in parameter_groups(model, weight_decay)
+    ]
+    return Together(
+        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), eps=1e-8, fused=True),
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., Any]] = {"adamw": adamw, "muon": muon}
 
 
 def learning_rate(

@@ -1,10 +1,13 @@
+from copy import deepcopy
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from anyxform.optim import EMA, clip_gradients, learning_rate, parameter_groups
+from anyxform.loss import batch_loss
+from anyxform.optim import EMA, clip_gradients, learning_rate, muon, parameter_groups
+from tests.toy_training import toy_model, toy_row
 
 
 def test_matrices_decay_and_vectors_do_not():
@@ -43,3 +46,33 @@ def test_clipping_reports_the_norm_before():
     parameter.grad = torch.tensor([3.0, 4.0])
     assert clip_gradients([parameter], 1.0).item() == pytest.approx(5.0)
     assert parameter.grad.norm().item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_together_saves_and_loads_as_one():
+    model, other = toy_model(), toy_model()
+    optimizers = [muon(it, lr=1e-2) for it in (model, other)]
+
+    def step(it, optimizer, number):
+        loss, _ = batch_loss(it, toy_row(number))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    losses = [step(model, optimizers[0], 0) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    other.load_state_dict(model.state_dict())
+    saved = optimizers[0].state_dict()
+    optimizers[1].load_state_dict(deepcopy(saved))  # torch does not copy the tensors
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    assert sorted(numbers) == list(range(len(list(model.parameters()))))
+    for it, optimizer in zip((model, other), optimizers):
+        step(it, optimizer, 1)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+
+
+def test_muon_takes_the_matrices_of_the_blocks():
+    model = toy_model()
+    first, *rest = muon(model).param_groups
+    assert {id(p) for p in first["params"]} == {id(p) for p in model.blocks.parameters() if p.ndim == 2}
+    assert sum(len(group["params"]) for group in (first, *rest)) == len(list(model.parameters()))

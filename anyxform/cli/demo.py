@@ -18,9 +18,9 @@ DRAWS = 3
 JUDGED: dict[str, dict[str, int]] = {
     "pictures": {"image>text": 62, "text:en>image": 62, "text:fr>image": 62, "text:ru>image": 62},
     "numbers": {
-        **{f"audio:{language}-phone>text:{language}": 40 for language in ("en", "es", "fr", "it", "ru")},
-        **{f"audio:{language}-phone>text:en": 20 for language in ("es", "fr", "it", "ru")},
-        **{f"audio:en-phone>text:{language}": 20 for language in ("es", "fr", "it", "ru")},
+        **{f"audio:{language}-phone>text:{language}": 40 for language in ("en", "fr", "ru")},
+        **{f"audio:{language}-phone>text:en": 20 for language in ("fr", "ru")},
+        **{f"audio:en-phone>text:{language}": 20 for language in ("fr", "ru")},
         "text:en>audio:en-phone": 40,
         "text:fr>audio:fr-phone": 10,
         "text:ru>audio:ru-phone": 10,
@@ -68,13 +68,14 @@ class _Demo:
 
         from anyxform.demo.slice import write_slice
 
-        self.say("choosing a slice of the starter: a hundred things, and numbers in five languages")
+        self.say("choosing a slice of the starter: a hundred things, and numbers in three languages")
         for part in ("run", "data", "media"):  # what an earlier demo left
             shutil.rmtree(self.out / part, ignore_errors=True)
         counts = write_slice(self.options.starter, self.out / "data", self.options.seed)
         self.say(", ".join(f"{name} {count}" for name, count in counts.items()))
         self.say(f"training from nothing for about {self.options.minutes:g} minutes")
-        self._train()
+        if code := self._train():  # interrupted
+            return code
         self.say("judging on samples that were not trained on")
         page = self._show()
         self.say(f"done: open {page}")
@@ -93,13 +94,13 @@ class _Demo:
             f"train.bf16={str(fast_bf16()).lower()}",
         ]
 
-    def _train(self) -> None:
+    def _train(self) -> int:
         from anyxform.cli.conf import compose
         from anyxform.cli.train import Run
 
         steps = self.options.steps or self._steps_that_fit()
         overrides = self._overrides(steps)
-        Run(compose("train", overrides), overrides).train()
+        return Run(compose("train", overrides), overrides).train()
 
     def _steps_that_fit(self) -> int:
         """How many steps the minutes allow, from the time of a few."""

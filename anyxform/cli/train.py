@@ -17,8 +17,9 @@ from anyxform.cli.build import Data, build_modalities, modality_classes, prepare
 from anyxform.cli.conf import compose
 from anyxform.cli.interrupts import Interrupted, Interrupts
 from anyxform.data import Rows
+from anyxform.field import did_you_mean
 from anyxform.model import Transformer, compile_blocks
-from anyxform.optim import EMA, adamw, learning_rate
+from anyxform.optim import EMA, OPTIMIZERS, learning_rate
 from anyxform.overfit import ENOUGH, one_of_each, overfit, rows_of
 from anyxform.pipeline import Pipeline, pick_device
 from anyxform.progress import Display, Journal, display
@@ -67,8 +68,12 @@ class Run:
         if self.options["compile"]:
             compile_blocks(model)
         optim = {name: self.config["optim"][name] for name in ("lr", "betas", "weight_decay")}
+        name = self.config["optim"]["name"]
+        if name not in OPTIMIZERS:
+            raise ValueError(f"optim.name={name!r} is unknown: {did_you_mean(str(name), list(OPTIMIZERS))}")
+        make = OPTIMIZERS[name]
         ema = self.options["ema"]
-        return TrainState(model, adamw(model, **optim), None if ema is None else EMA(model, ema))
+        return TrainState(model, make(model, **optim), None if ema is None else EMA(model, ema))
 
     @property
     def settings(self) -> dict[str, Any]:

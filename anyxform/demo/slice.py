@@ -18,10 +18,10 @@ from webdataset import TarWriter
 
 from anyxform.shards import Sample, index
 
-LANGUAGES = ("en", "es", "fr", "it", "ru")
+LANGUAGES = ("en", "fr", "ru")
 HELD_OUT, HALF_HELD_OUT = "openmoji", "twemoji"
 DIGITS = tuple(f"digits_{digit}" for digit in range(10))
-LENGTHS = (3, 4)
+LENGTHS = (3,)
 COUNTS = {"train": 240, "val": 16, "instance": 40}
 GAP = 0.06
 """Seconds between two digits."""
@@ -68,7 +68,7 @@ def _texts(sample: Sample) -> dict[str, str]:
 
 
 def _pictures(root: Path) -> dict[str, list[dict[str, object]]]:
-    """Things of the training split with their names in five languages, their drawings split in two."""
+    """Things of the training split with their names in three languages, their drawings split in two."""
     drawings: dict[str, dict[str, bytes]] = {}
     names: dict[str, dict[str, str]] = {}
     for sample in _samples(root, "emoji", ("train", "instance")):
@@ -87,7 +87,7 @@ def _pictures(root: Path) -> dict[str, list[dict[str, object]]]:
 
 
 def _numbers(root: Path, chance: Random) -> dict[str, list[dict[str, object]]]:
-    """Number strings, each spoken and written in five languages; no string is in two splits."""
+    """Number strings, each spoken and written in three languages; no string is in two splits."""
     digits = {sample.key: sample for sample in _all(root) if sample.key in DIGITS}
     _check_complete(root, digits.keys(), "any language")
     words = [_texts(digits[key]) for key in DIGITS]
