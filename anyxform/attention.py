@@ -59,8 +59,8 @@ class SegmentAttention:
         parts = [x.float().transpose(0, 1).split(self.lengths, dim=1) for x in (q, k, v)]
         outputs = list(parts[0])  # padding, the last, is never read: passed through to keep the shape
         for shape, numbers in self.shapes.items():
-            together = [torch.stack([part[number] for number in numbers]) for part in parts]
-            for number, output in zip(numbers, _sdpa(*together, _mask(*shape)).unbind()):
+            a, b, c = (torch.stack([part[number] for number in numbers]) for part in parts)
+            for number, output in zip(numbers, _sdpa(a, b, c, _mask(*shape)).unbind()):
                 outputs[number] = output
         return torch.cat(outputs, dim=1).transpose(0, 1).to(q.dtype)
 

@@ -6,6 +6,7 @@ on, exactly, whatever the number of workers.
 
 import math
 import pickle
+import signal
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -230,6 +231,8 @@ class _Pools(IterableDataset[bytes]):
     def __iter__(self) -> Iterator[bytes]:
         torch.set_num_threads(1)
         info = get_worker_info()
+        if info:  # Ctrl-C reaches every process; when to stop is decided by the one that trains
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         number, step = (info.id, info.num_workers) if info else (0, 1)
         pool = self.first + number
         while True:

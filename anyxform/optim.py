@@ -49,7 +49,9 @@ class Together:
 
     def state_dict(self) -> dict[str, Any]:
         """As that of one optimizer: parameters are numbered through all parts."""
-        state, groups, first = {}, [], 0
+        state: dict[int, Any] = {}
+        groups: list[dict[str, Any]] = []
+        first = 0
         for part in self.parts:
             saved = part.state_dict()
             state |= {number + first: it for number, it in saved["state"].items()}

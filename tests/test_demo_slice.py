@@ -29,8 +29,8 @@ def texts(sample):
     return json.loads(sample.read("json"))["text"]
 
 
-def test_it_holds_a_hundred_things_and_numbers_in_its_languages(slice_folder):
-    assert 80 <= len(samples(slice_folder, "pictures", "train")) <= 130
+def test_it_holds_many_things_and_numbers_in_its_languages(slice_folder):
+    assert 30 <= len(samples(slice_folder, "pictures", "train")) <= 60
     for split, count in COUNTS.items():
         assert len(samples(slice_folder, "numbers", split)) == count
     for sample in samples(slice_folder, "numbers", "train")[:20]:
@@ -51,7 +51,7 @@ def test_no_drawing_is_in_two_splits(slice_folder):
     assert train and instance and not train & instance
     assert not any(ending.startswith("openmoji") for _, ending in train)
     styles = [ending for _, ending in instance]
-    assert styles.count("openmoji.webp") > 80 and 30 < styles.count("twemoji.webp") < 60
+    assert styles.count("openmoji.webp") > 30 and 15 < styles.count("twemoji.webp") < 30
     pixels = [
         {s.read(ending) for s in samples(slice_folder, "pictures", split) for ending in s.members if ending != "json"}
         for split in ("train", "instance")

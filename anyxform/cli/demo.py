@@ -68,7 +68,7 @@ class _Demo:
 
         from anyxform.demo.slice import write_slice
 
-        self.say("choosing a slice of the starter: a hundred things, and numbers in three languages")
+        self.say("choosing a slice of the starter: some forty things, and numbers in three languages")
         for part in ("run", "data", "media"):  # what an earlier demo left
             shutil.rmtree(self.out / part, ignore_errors=True)
         counts = write_slice(self.options.starter, self.out / "data", self.options.seed)

@@ -44,6 +44,8 @@ class Interrupts:
         while True:
             self._waiting = True
             try:
+                if self.received:  # since the last look at it: the processes that read may be gone
+                    raise Interrupted
                 item = next(stream, None)
             finally:
                 self._waiting = False
@@ -52,5 +54,5 @@ class Interrupts:
             yield item
 
 
-class Interrupted(Exception):
-    """A signal came while nothing was under way."""
+class Interrupted(BaseException):
+    """A signal came while nothing was under way. No Exception, which torch's loader would make into one of its own."""

@@ -1,4 +1,4 @@
-"""The demo's slice of the starter: a hundred things in many drawing styles, and numbers as telephones speak them.
+"""The demo's slice of the starter: some forty things in many drawing styles, and numbers as telephones speak them.
 
 Small enough to be learnt from nothing in minutes, and still scored on what was never seen: of every thing the style
 `openmoji`, of every second one `twemoji` as well; and number strings that are not in training. Their digits are real
@@ -28,16 +28,10 @@ GAP = 0.06
 
 THINGS = frozenset(
     """
-    airplane; alien; ambulance; anchor; ant; artist palette; avocado; backpack; banana; bat; bear; bed; bell; bicycle;
-    birthday cake; books; bread; broccoli; broom; bus; butterfly; cactus; camera; candle; carrot; cat face;
-    cheese wedge; cherries; chicken; Christmas tree; clown face; coconut; cookie; corn; cow face; crab; croissant;
-    crown; dog face; dolphin; door; doughnut; dragon; drum; duck; eagle; elephant; envelope; eyes; fire; fish; flamingo;
-    fork and knife; fox; frog; ghost; giraffe; glasses; globe showing Americas; grapes; green apple; guitar; hamburger;
-    hammer; hatching chick; hedgehog; hot dog; ice cream; jack-o-lantern; key; kiwi fruit; koala; lemon; light bulb;
-    lion; locomotive; mouse face; mushroom; octopus; owl; panda; peach; pear; penguin; pig face; pineapple; pizza;
-    potato; rabbit face; rainbow; red apple; red heart; robot; rocket; rose; sailboat; scissors; shark; shrimp; skull;
-    snail; snowman; soccer ball; spider; spouting whale; star; strawberry; sun; sunflower; tangerine; teddy bear; tent;
-    tiger face; tomato; tractor; trophy; tulip; turtle; umbrella; unicorn; violin; watch; watermelon; wolf
+    airplane; banana; bicycle; birthday cake; bus; butterfly; cactus; carrot; cat face; cherries; crab; dog face;
+    elephant; fire; fish; frog; ghost; grapes; guitar; hamburger; jack-o-lantern; key; lemon; light bulb; mushroom;
+    octopus; owl; panda; penguin; pig face; pineapple; pizza; rainbow; red apple; red heart; rocket; sailboat; scissors;
+    snowman; spider; strawberry; sunflower; tiger face; tomato; tulip; umbrella; watermelon
     """.replace("\n    ", " ")
     .strip()
     .split("; ")
