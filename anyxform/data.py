@@ -284,6 +284,11 @@ class Rows:
     def _check(self, datasets: Mapping[str, Dataset]) -> None:
         damage = [line for dataset in datasets.values() for line in dataset.damage]
         self.counts.reasons += damage[:100]
+        if damage and self.max_broken < 1:  # how many samples are lost nobody knows
+            more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
+            raise ValueError(
+                f"{damage[0]}{more}: copy the shard again or leave it out, or take what is read by data.max_broken=1"
+            )
         kinds = {
             tuple(found for found in fields if found.modality in self.examples.modalities)
             for dataset in datasets.values()

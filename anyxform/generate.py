@@ -22,12 +22,16 @@ from anyxform.sequence import Example, Source, Target, marker, to_axes
 
 @dataclass(frozen=True)
 class Request:
-    """What is given and what is wanted. `known` codes ``[T, K]`` stay where `keep` ``[T]`` is true (masked only)."""
+    """What is given and what is wanted. `known` codes ``[T, K]`` stay where `keep` ``[T]`` is true (masked only).
+
+    `seed`: of what is drawn; None: `Sampling.seed` plus the request's place in the call.
+    """
 
     sources: tuple[Source, ...]
     target: Field
     known: Tensor | None = None
     keep: Tensor | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class _Group:
         self.guidance = options.guidance_for(self.decoding)
         if not any(request.sources for request in requests):
             self.guidance = 1.0  # there is nothing to be guided by
-        self.generators = [torch.Generator().manual_seed(options.seed + number) for number in numbers]
+        seeds = [options.seed + n if it.seed is None else it.seed for it, n in zip(requests, numbers)]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._check()
 
     def _check(self) -> None:

@@ -61,6 +61,7 @@ class Sampling:
             "steps": (self.steps >= 1, "1 or more"),
             "choice_temperature": (0 <= self.choice_temperature < math.inf, "0 or more"),
             "guidance": (self.guidance is None or 0 <= self.guidance < math.inf, "0 or more (1 is none)"),
+            "seed": (0 <= self.seed < 2**62, "0 or more, below 2**62"),
             "decoding": (self.decoding in (None, "autoregressive", "masked"), "autoregressive or masked"),
             "length": (self.length is None or self.length >= 1, "1 or more"),
         }

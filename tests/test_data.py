@@ -230,10 +230,14 @@ def test_a_modality_that_is_left_out_is_no_field(datasets):
     }
 
 
-def test_damage_of_shards_is_among_the_reasons(tmp_path):
+def test_damaged_shards_stop_the_run_unless_any_damage_is_taken(tmp_path):
     dataset = shard(tmp_path / "a.tar", [sample(0), sample(1)])
-    dataset.damage.append("a.tar: broken header")
-    assert rows({"a": dataset}).counts.reasons == ["a.tar: broken header"]
+    dataset.damage += ["a.tar: broken header", "a.tar: no end"]
+    with pytest.raises(
+        ValueError, match=r"^a\.tar: broken header \(and 1 more\): copy the shard again .* data\.max_broken=1$"
+    ):
+        rows({"a": dataset})
+    assert rows({"a": dataset}, max_broken=1).counts.reasons == dataset.damage
 
 
 # Examples

@@ -40,11 +40,13 @@ def home(tiny: Tiny, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shutil.copy(tmp_path / "my_conf/data/tiny.yaml", tmp_path / "my_conf/data/mine.yaml")
     (tmp_path / "my_conf/modality/dna.yaml").write_text("{name: dna, max_length: 64}")
     sample = next(iter((run_dir / "samples").glob("*/*.png")))
-    (tmp_path / "pictures").mkdir()
-    for name in ("cat.png", "fish.png", "pictures/one.png"):
+    for folder in ("pictures", "demo/media"):
+        (tmp_path / folder).mkdir()
+    for name in ("cat.png", "strawberry.png", "pictures/one.png", "demo/media/001.png"):
         shutil.copy(sample, tmp_path / name)
     sound = next(iter((run_dir / "samples").glob("*/*source0.wav")))
-    shutil.copy(sound, tmp_path / "hello.wav")
+    for name in ("hello.wav", "number.wav"):
+        shutil.copy(sound, tmp_path / name)
     _as_flac(tmp_path / "hello.wav", tmp_path / "hello.flac")
     shutil.copytree(tmp_path / "pictures", tmp_path / "folder")
     monkeypatch.chdir(tmp_path)

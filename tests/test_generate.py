@@ -358,3 +358,13 @@ SOUND = kept(toy_request(["text"], "sound"), 4)
 def test_what_cannot_be_kept(model, request_, options, message):
     with pytest.raises(ValueError, match=message):
         generate(model, toys(), [request_], Sampling(**options))
+
+
+def test_a_request_may_have_a_seed_of_its_own(model):
+    """So its answer does not move when a request before it falls out."""
+    options = Sampling(temperature=1.0, seed=5)
+    first, second = toy_request(["image"], "text", 1), toy_request(["image"], "text", 2)
+    both = generate(model, toys(), [first, second], options)
+    (alone,) = generate(model, toys(), [replace(second, seed=6)], options)
+    assert torch.equal(alone.codes, both[1].codes)
+    assert codes_of(generate(model, toys(), [second], options)) != codes_of([alone])  # which has seed 5

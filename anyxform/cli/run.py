@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -84,8 +84,9 @@ def main(arguments: list[str]) -> int:
     with Writer(options.out, modality, str(target), inputs, options.others) as writer:
         for start in range(0, len(inputs), options.batch_size):
             chunk = inputs[start : start + options.batch_size]
-            sampling = {**chosen, "seed": options.seed + start}
-            results = _convert(pipeline, chunk, others, target, options.origin, sampling)
+            results = _convert(
+                pipeline, chunk, others, target, options.origin, {**chosen, "seed": options.seed + start}
+            )
             for given, result in zip(chunk, results):
                 if isinstance(result, Failure) and len(inputs) == 1 and writer.lines is None:
                     raise ValueError(result.reason)
@@ -119,7 +120,8 @@ def _convert(
         try:
             sources = [pipeline.read((origin, given) if origin else given), *others]
             direction = Direction(tuple(Field(name) for name, _ in sources), target)
-            requests[number] = pipeline.request(direction, [value for _, value in sources])
+            request = pipeline.request(direction, [value for _, value in sources])
+            requests[number] = replace(request, seed=options["seed"] + number)  # whatever becomes of the others
         except (ValueError, OSError) as error:
             results[number] = Failure(" ".join(str(error).split()))
     results |= dict(zip(requests, pipeline.respond(list(requests.values()), batch_size=len(inputs), **options)))

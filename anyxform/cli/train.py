@@ -139,7 +139,7 @@ class Run:
             shown.say(self.summary())
             validate, sample = self._validation(pad), self._probes(journal)
             self._steps(rows, interrupts, shown, journal, validate, sample)
-        if rows.counts.broken:
+        if rows.counts.reasons:
             reasons = "; ".join(rows.counts.reasons[:3])
             print(f"left out {rows.counts.broken} of {rows.counts.samples} samples: {reasons}", file=sys.stderr)
         return self._farewell(interrupts.received)

@@ -3,10 +3,11 @@
 import importlib.util
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import torchaudio.functional as AF
 
 from modalities.audio.waveform import SAMPLE_RATE, Waveform
@@ -33,19 +34,22 @@ def _whisper() -> Any:
 
 def transcribe(values: Sequence[Waveform]) -> list[str]:
     """What an English listener hears."""
-    heard = []
-    for value in values:
-        samples = AF.resample(value.samples, value.sample_rate, SAMPLE_RATE).numpy()
-        segments, _ = _whisper().transcribe(
-            samples,
-            language="en",
-            beam_size=1,
-            without_timestamps=True,
-            temperature=0.0,
-            max_new_tokens=4 + int(TOKENS_PER_SECOND * value.seconds),
-        )
-        heard.append(" ".join(segment.text.strip() for segment in segments))
-    return heard
+    return [_heard(value.samples.numpy().tobytes(), value.sample_rate) for value in values]
+
+
+@lru_cache(maxsize=10_000)
+def _heard(samples: bytes, sample_rate: int) -> str:
+    """One recording's words, kept: systems often give the same answers."""
+    value = Waveform(torch.frombuffer(bytearray(samples), dtype=torch.float32), sample_rate)
+    segments, _ = _whisper().transcribe(
+        AF.resample(value.samples, sample_rate, SAMPLE_RATE).numpy(),
+        language="en",
+        beam_size=1,
+        without_timestamps=True,
+        temperature=0.0,
+        max_new_tokens=4 + int(TOKENS_PER_SECOND * value.seconds),
+    )
+    return " ".join(segment.text.strip() for segment in segments)
 
 
 def normalised(text: str) -> str:
