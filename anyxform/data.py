@@ -159,8 +159,8 @@ class Examples:
         asked = conditions(wanted)
         sources: list[Source] = []
         if self.train and drops[0] < self.attribute_dropout:
-            # so that audio:fr can be asked for where the data say audio:fr-phone
-            asked = (*wanted.attributes[:1], asked[-1])
+            # so that audio:fr and audio can be asked for where the data say audio:fr-phone
+            asked = (*wanted.attributes[: int(drops[2] * len(wanted.attributes))], asked[-1])
         if not (self.train and drops[1] < self.condition_dropout):  # else without sources, for guidance
             for found in direction.sources:
                 modality = self.modalities[found.modality]

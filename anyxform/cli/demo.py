@@ -16,14 +16,13 @@ STARTER = Path("data/starter")
 DRAWS = 3
 """Different drawings of the same words on the page."""
 JUDGED: dict[str, dict[str, int]] = {
-    "pictures": {"image>text": 62, "text:en>image": 62, "text:fr>image": 62, "text:ru>image": 62},
+    "pictures": {"image>text": 62, "text:en>image": 62, "text:fr>image": 62},
     "numbers": {
-        **{f"audio:{language}-phone>text:{language}": 40 for language in ("en", "fr", "ru")},
-        **{f"audio:{language}-phone>text:en": 20 for language in ("fr", "ru")},
-        **{f"audio:en-phone>text:{language}": 20 for language in ("fr", "ru")},
+        **{f"audio:{language}-phone>text:{language}": 40 for language in ("en", "fr")},
+        "audio:fr-phone>text:en": 20,
+        "audio:en-phone>text:fr": 20,
         "text:en>audio:en-phone": 40,
         "text:fr>audio:fr-phone": 10,
-        "text:ru>audio:ru-phone": 10,
         "text>text": 20,
     },
 }
@@ -68,7 +67,7 @@ class _Demo:
 
         from anyxform.demo.slice import write_slice
 
-        self.say("choosing a slice of the starter: some forty things, and numbers in three languages")
+        self.say("choosing a slice of the starter: some thirty things, and numbers in two languages")
         for part in ("run", "data", "media"):  # what an earlier demo left
             shutil.rmtree(self.out / part, ignore_errors=True)
         counts = write_slice(self.options.starter, self.out / "data", self.options.seed)
@@ -212,10 +211,10 @@ class _Demo:
 
 
 NOTES = [
-    "Unseen pictures: of every thing the style openmoji, of every second one the style twemoji; other drawings of the "
-    "same things were trained on. Unseen recordings and translations: number strings that are not in training; their "
-    "digits are real recordings, joined as telephone systems do it, and the same ten recordings a language make up the "
-    "training strings.",
+    "Unseen pictures: of every thing the style openmoji, and one of twemoji, noto and emojione by turns; other drawings "
+    "of the same things were trained on. A drawing is asked for in the style that the thing lacks in training. Unseen "
+    "recordings and translations: number strings that are not in training; their digits are real recordings, joined as "
+    "telephone systems do it, and the same ten recordings a language make up the training strings.",
     "Tokenizers (subwords, codes of pictures and of speech) were trained before, on the training split of the starter; "
     "the shared Transformer was trained from nothing.",
     "Data: emoji of Twitter, Google, OpenMoji, Emoji One and Mozilla, names by Unicode CLDR, telephone prompts of "

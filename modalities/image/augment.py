@@ -8,6 +8,7 @@ import math
 
 import PIL.Image
 import torch
+import torch.nn.functional as F
 from PIL import ImageFilter
 from PIL.Image import Image as Picture
 from torch import Tensor
@@ -33,12 +34,14 @@ class Chance:
 
 
 def augment(picture: Picture, generator: torch.Generator | None, strength: float = 1.0) -> Tensor:
-    """A square picture, moved, recoloured and partly covered: ``[3, S, S]`` in [-1, 1]. `strength` 1 is strong."""
+    """A square picture, moved, recoloured, outlined and covered: ``[3, S, S]`` in [-1, 1]. `strength` 1 is strong."""
     chance = Chance(generator)
     moved = _move(picture, border_colour(picture), chance, strength)
     if chance.happens(0.1 * strength):
         moved = moved.filter(ImageFilter.GaussianBlur(chance.between(0.3, 1.0)))
     pixels = _recolour(to_tensor(moved), chance, strength)
+    if chance.happens(0.4 * strength):
+        pixels = _outline(pixels, chance)
     if chance.happens(0.5 * strength):
         _cut_out(pixels, chance)
     return pixels
@@ -81,6 +84,18 @@ def _recolour(pixels: Tensor, chance: Chance, strength: float) -> Tensor:
     return torch.baddbmm(
         torch.full((1, 1, 1), brightness), matrix[None], pixels.flatten(1)[None]
     ).view_as(pixels).clamp_(-1, 1)  # fmt: skip
+
+
+def _outline(pixels: Tensor, chance: Chance) -> Tensor:
+    """With black lines along its edges, at times on paler fills: as others, who draw by outlines, would have it.
+
+    Without it a model that saw no line drawings in training names half as many of them.
+    """
+    contrast = F.max_pool2d(pixels, 3, 1, 1) + F.max_pool2d(-pixels, 3, 1, 1)
+    ink = contrast.amax(dim=0).sub_(0.25).div_(0.4).clamp_(0, 1)
+    if chance.happens(0.3):
+        pixels = 1 - (1 - pixels) * chance.between(0, 1)
+    return pixels - (pixels + 1) * ink
 
 
 def _cut_out(pixels: Tensor, chance: Chance) -> None:

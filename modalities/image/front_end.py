@@ -1,4 +1,4 @@
-"""The continuous source side: a small convolutional stem, or a timm backbone. Letters: B pictures, S side, D width."""
+"""The continuous source side: a convolutional stem, or a timm backbone. Letters: B pictures, S side, D width."""
 
 from typing import Any
 
@@ -7,27 +7,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modalities.image.layers import Residual
+
+FIRST = 4
+"""Side of the first convolution's patches: full resolution is where time would go."""
 Grid = tuple[int, int]
 
 
 class ConvStem(nn.Module):
     """Pictures ``[B, 3, S, S]`` to one token a patch ``[B·T, D]``, rows first.
 
-    Convolutions of stride 2 down to the grid train faster than one matrix a patch (arXiv 2106.14881).
+    Residual convolutions down to the grid learn from few pictures what one matrix a patch cannot (arXiv 2106.14881).
     """
 
-    def __init__(self, patch_size: int, dim: int, width: int = 32) -> None:
+    def __init__(self, patch_size: int, dim: int, width: int = 64) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for _ in range(patch_size.bit_length() - 1):  # patch_size is a power of two
-            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.GELU()]
-            channels, width = width, 2 * width
-        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, dim, 1))
+        first = min(patch_size, FIRST)
+        layers: list[nn.Module] = [nn.Conv2d(3, width, first, stride=first), Residual(width)]
+        for _ in range((patch_size // first).bit_length() - 1):  # patch_size is a power of two
+            layers += [nn.Conv2d(width, 2 * width, 2, stride=2), Residual(2 * width)]
+            width *= 2
+        self.layers = nn.Sequential(*layers, nn.GroupNorm(8, width), nn.Conv2d(width, dim, 1))
 
     def forward(self, values: Tensor, lengths: list[int]) -> Tensor:
-        x = self.layers(values.contiguous(memory_format=torch.channels_last))
-        return x.permute(0, 2, 3, 1).flatten(0, 2)
+        return self.layers(values).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 class Backbone(nn.Module):

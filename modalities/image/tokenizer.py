@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ
 
+from modalities.image.layers import Residual
 from modalities.image.quality import psnr
 
 STEM = 4
@@ -20,21 +20,6 @@ BATCH_SIZE = 32
 LEARNING_RATE = 1e-3
 STEPS = 4000
 """Ten minutes of one CPU core, or two of a GPU."""
-
-
-class Residual(nn.Module):
-    """Two normalised 3x3 convolutions beside the identity, which is all that they are at the start."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(8, width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.norm2 = nn.GroupNorm(8, width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
 
 class Tokenizer(nn.Module):
