@@ -211,10 +211,11 @@ class _Demo:
 
 
 NOTES = [
-    "Unseen pictures: of every thing the style openmoji, and one of twemoji, noto and emojione by turns; other drawings "
-    "of the same things were trained on. A drawing is asked for in the style that the thing lacks in training. Unseen "
-    "recordings and translations: number strings that are not in training; their digits are real recordings, joined as "
-    "telephone systems do it, and the same ten recordings a language make up the training strings.",
+    "Unseen pictures: of every thing the style openmoji, and one of twemoji, noto and emojione by turns; other "
+    "drawings of the same things were trained on. A drawing is asked for in the style that the thing lacks in "
+    "training. Unseen recordings and translations: number strings that are not in training; their digits are real "
+    "recordings, joined as telephone systems do it, and the same ten recordings a language make up the training "
+    "strings.",
     "Tokenizers (subwords, codes of pictures and of speech) were trained before, on the training split of the starter; "
     "the shared Transformer was trained from nothing.",
     "Data: emoji of Twitter, Google, OpenMoji, Emoji One and Mozilla, names by Unicode CLDR, telephone prompts of "

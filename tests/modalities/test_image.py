@@ -109,7 +109,7 @@ def test_augmented_pictures_differ_but_resemble() -> None:
     assert varied.min() >= -1 and varied.max() <= 1 and varied.isfinite().all()
     assert (varied - plain).abs().mean(dim=(1, 2, 3)).min() > 0.01
     correlation = torch.corrcoef(torch.stack([plain.flatten(), varied.mean(dim=0).flatten()]))[0, 1]
-    assert correlation > 0.8
+    assert correlation > 0.7
 
 
 def test_augmentation_can_be_switched_off() -> None:
