@@ -25,6 +25,8 @@ class Item:
     reference: Any
     text: str = ""
     """The sample's English text, for judges; empty where it has none."""
+    alternatives: tuple[Any, ...] = ()
+    """The sample's other values that would be right too; each metric counts the nearest of all references."""
 
 
 System = Callable[[Sequence[Item]], Sequence[Any]]
@@ -161,13 +163,24 @@ def _score(items: Sequence[Item], answers: Mapping[str, Sequence[Any]], target: 
     systems: dict[str, dict[str, list[Score]]] = {}
     truth: dict[str, list[Score]] = {}
     for name, values in answers.items():
-        each = [target.metrics(value, reference) for value, reference in zip(values, references, strict=True)]
+        each = [_nearest(value, item, target) for value, item in zip(values, items, strict=True)]
         systems[name] = {metric: [scores[metric] for scores in each] for metric in each[0]}
         if judges and all(texts):
             systems[name] |= target.judge(values, references, texts)
     if judges and all(texts):
         truth = target.judge(references, references, texts)
     return _Scores(target, {metric: list(keys) for metric in systems[MODEL]}, systems, truth)
+
+
+def _nearest(value: Any, item: Item, target: Modality) -> dict[str, Score]:
+    """Each metric against the reference that it likes best."""
+    found = [target.metrics(value, reference) for reference in (item.reference, *item.alternatives)]
+    return {
+        metric: (min if metric in target.lower_is_better else max)(
+            (scores[metric] for scores in found), key=lambda score: score.value
+        )
+        for metric in found[0]
+    }
 
 
 def _row(direction: str, scores: _Scores, seed: int) -> Row:

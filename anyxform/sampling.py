@@ -12,8 +12,8 @@ from torch import Tensor
 
 from anyxform.modality import Decoding
 
-TEMPERATURE: dict[Decoding, float] = {"autoregressive": 0.0, "masked": 1.0}
-GUIDANCE: dict[Decoding, float] = {"autoregressive": 1.0, "masked": 2.0}
+TEMPERATURE: dict[Decoding, float] = {"autoregressive": 0.0, "masked": 0.5}
+GUIDANCE: dict[Decoding, float] = {"autoregressive": 1.0, "masked": 1.5}
 """What None stands for in `Sampling`."""
 
 
@@ -44,7 +44,7 @@ class Sampling:
     num_beams: int = 1
     length_penalty: float = 1.0
     steps: int = 12
-    choice_temperature: float = 2.0
+    choice_temperature: float = 0.5
     guidance: float | None = None
     seed: int = 0
     decoding: Decoding | None = None

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,19 +120,35 @@ def _item(
         for wanted in (*direction.sources, direction.target):
             modalities[wanted.modality].preprocess(values[wanted])
         sources = tuple(values[source] for source in direction.sources)
-        return Item(key, direction, sources, values[direction.target], _english(values, direction.target))
+        text, others = _english(values, direction.target), _alternatives(values, direction)
+        return Item(key, direction, sources, values[direction.target], text, others)
     except ValueError as error:
         refused[str(error)] += 1
         return None
 
 
-def _english(values: Values, target: Field) -> str:
-    """The sample's text in English, for judges; empty if it has none, or if the target is in another language.
+def _texts(values: Values) -> list[Field]:
+    return [found for found in values if values.modalities[found.modality].literal]
 
-    Languages are what the sample's texts (fields of literal modalities) have as attributes.
-    """
-    texts = [found for found in values if values.modalities[found.modality].literal]
-    languages = {attribute for found in texts for attribute in found.attributes}
-    if languages.intersection(target.attributes) - {"en"}:
+
+def _languages(values: Values, field: Field) -> set[str]:
+    """Those of a field's attributes that stand first in the sample's texts (fields of literal modalities)."""
+    return {found.attributes[0] for found in _texts(values) if found.attributes} & set(field.attributes)
+
+
+def _english(values: Values, target: Field) -> str:
+    """The sample's text in English, for judges; empty if it has none, or if the target is in another language."""
+    if _languages(values, target) - {"en"}:
         return ""
-    return next((str(values[found]) for found in texts if "en" in found.attributes), "")
+    return next((str(values[found]) for found in _texts(values) if "en" in found.attributes), "")
+
+
+def _alternatives(values: Values, direction: Direction) -> tuple[Any, ...]:
+    """What else of the target's modality the sample has in the same language: other drawings of the same thing."""
+    target, languages = direction.target, _languages(values, direction.target)
+    others = []
+    for found in values:
+        if found.modality == target.modality and found not in (target, *direction.sources):
+            with suppress(ValueError):  # what cannot be read is counted where it is asked for
+                others += [values[found]] if _languages(values, found) == languages else []
+    return tuple(others)

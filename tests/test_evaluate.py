@@ -1,6 +1,7 @@
 """Reports: the truth scores perfectly, systems are compared on equal items, pooling counts samples once."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,16 @@ def test_the_same_answers_are_undecided_and_worse_ones_worse():
     assert {row.verdict("exact") for row in same.directions} == {"undecided"}
     worse = evaluate(items, {"model": ["zz"] * len(items), "right": truth(items), "worse": ["zz"] * len(items)}, toys())
     assert {row.verdict("exact") for row in worse.directions} == {"worse"}
+
+
+def test_the_nearest_of_all_references_counts():
+    items = make_items(("image>text:fr",), count=2)
+    items = [replace(item, reference="aa", alternatives=("bbb",) if item.key == "k0" else ()) for item in items]
+    (row,) = evaluate(items, {"model": ["bbb", "bbb"]}, toys()).directions
+    assert row.systems["model"]["exact"].value == 0.5
+    lower = {**toys(), "text": type("Lower", (ToyText,), {"lower_is_better": frozenset({"exact"})})()}
+    (row,) = evaluate(items, {"model": ["aa", "zz"]}, lower).directions
+    assert row.systems["model"]["exact"].value == 0.0
 
 
 def test_pooled_rows_keep_samples_together():

@@ -116,8 +116,8 @@ def test_options_that_make_no_sense_are_refused_by_name(option):
 
 
 def test_each_way_of_decoding_has_defaults_of_its_own():
-    assert (Sampling().temperature_for("autoregressive"), Sampling().temperature_for("masked")) == (0.0, 1.0)
-    assert (Sampling().guidance_for("autoregressive"), Sampling().guidance_for("masked")) == (1.0, 2.0)
+    assert (Sampling().temperature_for("autoregressive"), Sampling().temperature_for("masked")) == (0.0, 0.5)
+    assert (Sampling().guidance_for("autoregressive"), Sampling().guidance_for("masked")) == (1.0, 1.5)
     assert Sampling(temperature=0).temperature_for("masked") == 0
     assert Sampling(guidance=0).guidance_for("masked") == 0
     Sampling(num_beams=3, temperature=0, guidance=1.0)  # said aloud, what beams need anyway

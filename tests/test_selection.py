@@ -52,6 +52,25 @@ def test_judges_are_given_the_english_text_unless_another_language_is_asked_for(
     assert texts["image:x>text:fr"] == ""
 
 
+def test_other_values_in_the_same_language_are_right_too(tmp_path):
+    members = {
+        "json": json.dumps({"text": {"en": "cat", "en-2": "kitten", "fr": "chat"}}),
+        **{f"{style}.grid": json.dumps(grid(number)) for number, style in enumerate("xyz")},
+        "w.grid": "broken",
+    }
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for ending, content in members.items():
+            info = tarfile.TarInfo(f"s.{ending}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content.encode()))
+    datasets = {"toy": Dataset("toy", [tmp_path / "a.tar"], extensions=extensions_of(toys()), fields=FIELDS)}
+    items = {str(item.direction): item for item in choose(datasets, patterns=["text:en>image:x", "*>text"]).items}
+    assert sorted(items["text:en>image:x"].alternatives) == [grid(1), grid(2)]
+    assert items["image:y>text:en"].alternatives == ("kitten",) and items["image:y>text:fr"].alternatives == ()
+    assert items["text:fr>text:en"].alternatives == ("kitten",)
+    assert items["text:en>text:en-2"].alternatives == ()  # the source itself is no answer
+
+
 def test_the_limit_takes_the_same_samples_in_every_direction(datasets):
     chosen = choose(datasets, limit=8, seed=3)
     assert len(keys(chosen, "image:x>text:en")) == 8

@@ -16,7 +16,7 @@ STARTER = Path("data/starter")
 DRAWS = 3
 """Different drawings of the same words on the page."""
 JUDGED: dict[str, dict[str, int]] = {
-    "pictures": {"image>text": 62, "text:en>image": 62, "text:fr>image": 62},
+    "pictures": {"image>text": 132, "text:en>image": 99, "text:fr>image": 99},
     "numbers": {
         **{f"audio:{language}-phone>text:{language}": 40 for language in ("en", "fr")},
         "audio:fr-phone>text:en": 20,
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         description="Train a small model from nothing on a slice of the starter, judge it, and write index.html.",
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="the folder to write (default: demo)")
-    parser.add_argument("--minutes", type=float, default=5.5, help="of training (default: 5.5)")
+    parser.add_argument("--minutes", type=float, default=7, help="of training (default: 7)")
     parser.add_argument("--steps", type=int, help="of training, instead of as many as fit into the minutes")
     parser.add_argument("--starter", type=Path, default=STARTER, help="where the starter's shards are")
     parser.add_argument("--seed", type=int, default=0)
@@ -116,7 +116,7 @@ class _Demo:
         seconds, began = [], time.perf_counter()
         for metrics in run.steps(rows.from_position()):
             seconds.append(metrics["seconds"])
-            if len(seconds) > 40 or time.perf_counter() - began > 40:
+            if len(seconds) > 30 or time.perf_counter() - began > 20:
                 break
         warm = len(seconds) // 2
         each = (seconds[-1] - seconds[warm - 1]) / (len(seconds) - warm) if warm else seconds[-1]
