@@ -183,7 +183,7 @@ def bad_files(here: Path) -> None:
         (["nothing.wav"], "nothing.wav: not a recording that can be read"),
         (["long.wav"], "the recording lasts 2.0 s, longer than max_seconds=0.5: cut it"),
         (["latin.txt"], "latin.txt: the text is not UTF-8"),
-        (["data.xyz"], "data.xyz: the model reads .bmp, .flac"),
+        (["data.xyz"], "data.xyz: the model reads .aac, .bmp, .flac"),
         (["data.xyz"], "convert it, or say what it is by --from MODALITY"),
         (["data.xyz", "--from", "image"], "data.xyz: the picture is none of PNG"),
         (["missing", "--from", "image"], "there is no file 'missing', and as image it cannot be read"),

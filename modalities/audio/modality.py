@@ -25,7 +25,7 @@ class Audio(Modality):
     """Mono recordings (`Waveform`), preprocessed to normalised log-mel frames ``[F, 80]``, F a multiple of 4."""
 
     name: ClassVar[str] = "audio"
-    extensions: ClassVar[tuple[str, ...]] = ("wav", "flac", "ogg", "opus", "mp3")
+    extensions: ClassVar[tuple[str, ...]] = ("wav", "flac", "ogg", "opus", "mp3", "m4a", "aac", "wma", "webm")
     decoding: ClassVar = "masked"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"lsd", "duration_error", "judge_wer", "judge_cer"})
 

@@ -34,6 +34,7 @@ class Image(Modality):
         patch_size: int = 8,
         downsample: int = 8,
         levels: Sequence[int] = (8, 5, 5, 5),
+        num_codebooks: int = 1,
         width: int = 128,
         augment: float = 1.0,
         backbone: str | None = None,
@@ -43,29 +44,32 @@ class Image(Modality):
     ) -> None:
         """
         `size`: pixels of a side. `patch_size`: pixels of a source token's side. `augment`: strength in training, 0 for
-        none. `downsample`: pixels of a code's side. `levels`: of the quantiser, whose product is the codebook's size.
-        `width`: channels of the tokenizer, a multiple of 8. `backbone`: a timm model in place of patches, which sees
-        `backbone_size` pixels (`size` if None), its weights `pretrained` (downloaded) and `frozen` or not.
+        none. `downsample`: pixels of a target token's side. `levels`: of each of its `num_codebooks` quantisers, whose
+        product is a codebook's size. `width`: channels of the tokenizer, a multiple of 8. `backbone`: a timm model in
+        place of patches, which sees `backbone_size` pixels (`size` if None), its weights `pretrained` (downloaded) and
+        `frozen` or not.
         """
         for name, value, least in (("patch_size", patch_size, 1), ("downsample", downsample, 4)):
             if value < least or value & (value - 1) or size % value:
                 raise ValueError(f"image {name}={value} must be a power of two from {least} that divides size={size}")
-        if size < 16 or width % 8 or min(levels) < 3 or not 0 <= augment <= 1:
+        if size < 16 or width % 8 or min(levels) < 3 or num_codebooks < 1 or not 0 <= augment <= 1:
             raise ValueError(
-                f"image needs size >= 16, width a multiple of 8, levels >= 3 and augment from 0 to 1, not size={size}, "
-                f"width={width}, levels={list(levels)}, augment={augment}"
+                "image needs size >= 16, width a multiple of 8, levels >= 3, num_codebooks >= 1 and augment from 0 to "
+                f"1, not size={size}, width={width}, levels={list(levels)}, num_codebooks={num_codebooks}, "
+                f"augment={augment}"
             )
         self._config = {
-            "size": size, "patch_size": patch_size, "downsample": downsample, "levels": list(levels), "width": width,
-            "augment": augment, "backbone": backbone, "backbone_size": backbone_size, "pretrained": pretrained,
-            "frozen": frozen,
+            "size": size, "patch_size": patch_size, "downsample": downsample, "levels": list(levels),
+            "num_codebooks": num_codebooks, "width": width, "augment": augment, "backbone": backbone,
+            "backbone_size": backbone_size, "pretrained": pretrained, "frozen": frozen,
         }  # fmt: skip
         self.size, self.patch_size, self.augment = size, patch_size, augment
         self.backbone = backbone
         self.backbone_size, self.pretrained, self.frozen = backbone_size or size, pretrained, frozen
         self.code_grid = (size // downsample, size // downsample)
         self.max_length = self.code_grid[0] * self.code_grid[1]
-        self.tokenizer = _tokenizer(tuple(levels), width, downsample)
+        self.num_codebooks = num_codebooks
+        self.tokenizer = _tokenizer(tuple(levels), width, downsample, num_codebooks)
         self.vocab_size = int(self.tokenizer.quantizer.codebook_size)
         self._source_grid: tuple[int, int] | None = None if backbone else (size // patch_size, size // patch_size)
 
@@ -107,7 +111,7 @@ class Image(Modality):
         return _cells(*self.code_grid)[:length]
 
     def from_codes(self, codes: Tensor) -> Picture:
-        return pixels.to_picture(self.tokenizer.decode(codes.reshape(1, -1))[0])
+        return pixels.to_picture(self.tokenizer.decode(codes.reshape(1, -1, self.num_codebooks))[0])
 
     def fit(self, values: Sequence[Picture], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
         from modalities.image.tokenizer import train
@@ -125,21 +129,23 @@ class Image(Modality):
         """PSNR (dB) and SSIM of reconstructions, and how many codes, and which share of the codebook, are used."""
         if not values:
             raise ValueError("there is no picture to report on")
-        qualities, used = [], torch.zeros(self.vocab_size)
+        qualities, used = [], torch.zeros(self.num_codebooks, self.vocab_size)
         for batch in self._stack(values).split(REPORT_BATCH):
             x = batch.float() / 127.5 - 1
             codes = self.tokenizer.encode(x)
             y = self.tokenizer.decode(codes)
             qualities.append(torch.stack([psnr(y, x), ssim(y, x)]))
-            used += codes.flatten().bincount(minlength=self.vocab_size)
+            for book, column in enumerate(codes.flatten(0, 1).T):
+                used[book] += column.bincount(minlength=self.vocab_size)
         mean_psnr, mean_ssim = torch.cat(qualities, dim=1).mean(dim=1).tolist()
-        share = used[used > 0] / used.sum()
+        share = used / used.sum(dim=1, keepdim=True)
+        entropies = torch.special.entr(share).sum(dim=1)
         return {
             "psnr": mean_psnr,
             "ssim": mean_ssim,
             "codes_used": int((used > 0).sum()),
             "codebook_usage": float((used > 0).float().mean()),
-            "perplexity": float(torch.exp(-(share * share.log()).sum())),
+            "perplexity": float(entropies.mean().exp()),
         }
 
     def compare(self, values: Sequence[Picture], path: str) -> None:
@@ -179,13 +185,13 @@ class Image(Modality):
         return picture
 
 
-def _tokenizer(levels: tuple[int, ...], width: int, downsample: int) -> Any:
+def _tokenizer(levels: tuple[int, ...], width: int, downsample: int, num_codebooks: int) -> Any:
     """A tokenizer whose first weights are always the same, so that an unfitted one is a function too."""
     from modalities.image.tokenizer import Tokenizer  # its quantiser takes seconds to import
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Tokenizer(levels, width, downsample).eval().requires_grad_(False)
+        return Tokenizer(levels, width, downsample, num_codebooks).eval().requires_grad_(False)
 
 
 def _cells(rows: int, columns: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The image tokenizer: a convolutional auto-encoder around finite scalar quantisation (FSQ, arXiv 2309.15505).
 
-Letters: B pictures, S side, W width, R rows or columns of codes, T = R·R codes, L levels of the quantiser.
+Letters: B pictures, S side, W width, R rows or columns of codes, T = R·R tokens, K codes of each, L levels of a code.
 """
 
 import copy
@@ -23,19 +23,20 @@ STEPS = 4000
 
 
 class Tokenizer(nn.Module):
-    """Pictures ``[B, 3, S, S]`` in [-1, 1] to codes ``[B, T]``, rows first, and back. S / R = `downsample`."""
+    """Pictures ``[B, 3, S, S]`` in [-1, 1] to codes ``[B, T, K]``, rows first, and back. S / R = `downsample`."""
 
-    def __init__(self, levels: tuple[int, ...], width: int, downsample: int) -> None:
+    def __init__(self, levels: tuple[int, ...], width: int, downsample: int, num_codebooks: int = 1) -> None:
         super().__init__()
+        latents = num_codebooks * len(levels)
         halvings = (downsample // STEM).bit_length() - 1
         encoder: list[nn.Module] = [
             nn.PixelUnshuffle(STEM), nn.Conv2d(3 * STEM**2, width, 3, padding=1), Residual(width)
         ]  # fmt: skip
-        decoder: list[nn.Module] = [nn.Conv2d(len(levels), width, 3, padding=1), Residual(width), Residual(width)]
+        decoder: list[nn.Module] = [nn.Conv2d(latents, width, 3, padding=1), Residual(width), Residual(width)]
         for _ in range(halvings):
             encoder += [nn.Conv2d(width, width, 2, stride=2), Residual(width)]
             decoder += [nn.Conv2d(width, 4 * width, 1), nn.PixelShuffle(2), Residual(width)]
-        encoder += [Residual(width), nn.GroupNorm(8, width), nn.Conv2d(width, len(levels), 1)]
+        encoder += [Residual(width), nn.GroupNorm(8, width), nn.Conv2d(width, latents, 1)]
         decoder += [
             nn.GroupNorm(8, width),
             nn.SiLU(),
@@ -43,12 +44,14 @@ class Tokenizer(nn.Module):
             nn.PixelShuffle(STEM),
         ]
         self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
-        self.norm = nn.GroupNorm(1, len(levels))  # without it the quantiser saturates, and a handful of codes is left
-        self.quantizer = FSQ(list(levels), channel_first=True)
+        self.norm = nn.GroupNorm(
+            num_codebooks, latents
+        )  # without it quantisers saturate, and a handful of codes is left
+        self.quantizer = FSQ(list(levels), num_codebooks=num_codebooks, keep_num_codebooks_dim=True, channel_first=True)
         self.to(memory_format=torch.channels_last)
 
     def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the quantiser leaves of pictures, ``[B, L, R, R]``, and codes ``[B, R, R]``. Gradients pass through."""
+        """What quantisers leave of pictures, ``[B, K·L, R, R]``, and codes ``[B, R, R, K]``; gradients pass through."""
         z = self.encoder(x.contiguous(memory_format=torch.channels_last))
         with torch.autocast(z.device.type, enabled=False):  # bfloat16 would put values on the wrong side of a level
             return self.quantizer(self.norm(z.float()))
@@ -59,7 +62,7 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        return self.quantized(x)[1].flatten(1).long()
+        return self.quantized(x)[1].flatten(1, 2).long()
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

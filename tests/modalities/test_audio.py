@@ -5,6 +5,7 @@ import json
 import math
 import random
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,12 +88,57 @@ def test_other_bytes_are_not_taken_for_sound() -> None:
         b"OggS",
         b"fLaC",
         b"%PDF-1.7",
+        b"\x00\x00\x00\x18ftypM4A ",
+        b"\x1a\x45\xdf\xa3",
+        b"\x30\x26\xb2\x75",
+        b"\xff\xf1",
         b"",
     ):
         for data in (start + b" no file \x80\x81" * 9, start + chance.randbytes(3000)):
             with pytest.raises(ValueError) as error:
                 waveform.read(data)
             assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+CONTAINERS = [("ipod", "aac"), ("adts", "aac"), ("asf", "wmav2"), ("webm", "libopus")]
+"""FFmpeg's names of m4a, aac, wma and webm, and of a codec in each."""
+
+
+def contained(samples: Tensor, kind: str, codec: str, rate: int = 48_000) -> bytes:
+    av = pytest.importorskip("av")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=kind) as file:
+        stream = file.add_stream(codec, rate=rate, layout="mono", bit_rate=64_000)
+        frame = av.AudioFrame.from_ndarray(samples[None].numpy(), format="fltp", layout="mono")
+        frame.sample_rate = rate
+        resampler = av.AudioResampler(stream.format, "mono", rate, stream.codec_context.frame_size or 1024)
+        for part in (frame, None):
+            for piece in resampler.resample(part):
+                file.mux(stream.encode(piece))
+        file.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "codec"), CONTAINERS)
+def test_other_containers_are_read_with_pyav(kind: str, codec: str) -> None:
+    value = waveform.read(contained(sines(rate=48_000), kind, codec))
+    assert value.sample_rate == 16_000 and value.samples.dtype == torch.float32
+    assert value.seconds == pytest.approx(1, abs=0.15)  # encoders pad
+    loudest = torch.fft.rfft(value.samples[2_000:14_000]).abs().argmax().item() * 16_000 / 12_000
+    assert loudest == pytest.approx(300, abs=3)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.8])
+def test_an_m4a_that_is_cut_short_is_not_read(share: float) -> None:
+    data = contained(sines(2.0, rate=48_000), "ipod", "aac")
+    with pytest.raises(ValueError, match=r"^(the recording is cut short|not a recording that can be read)"):
+        waveform.read(data[: round(share * len(data))])
+
+
+def test_without_pyav_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"pip install 'anyxform\[av\]'"):
+        waveform.read(b"\x1a\x45\xdf\xa3" + bytes(100))
 
 
 def test_a_wav_that_was_streamed_is_read() -> None:
