@@ -129,6 +129,19 @@ def test_other_sizes_by_config() -> None:
     assert image.from_codes(codes).size == (64, 64)
 
 
+def test_several_codes_a_token() -> None:
+    image = Image(size=32, width=16, levels=(4, 4), num_codebooks=3)
+    tensor = image.preprocess(noise())
+    codes = image.codes(tensor)
+    assert codes.shape == (16, 3) and image.vocab_size == 16 and image.report([noise()])["codes_used"] > 16
+    changed = codes.clone()
+    changed[:, 2] = (changed[:, 2] + 1) % 16
+    before, after = (pixels.to_tensor(image.from_codes(value)) for value in (codes, changed))
+    assert (before - after).abs().max() > 0  # each codebook is heard
+    with pytest.raises(ValueError, match="num_codebooks=0"):
+        Image(num_codebooks=0)
+
+
 def test_training_learns_to_draw_its_pictures() -> None:
     image = Image(size=16, width=16, downsample=4)
     values = [PIL.Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue", "white")]
