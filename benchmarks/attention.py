@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyxform.attention import SegmentAttention, _mask
-from anyxform.sequence import Segments
+from anyxform.attention import SegmentAttention
+from anyxform.sequence import Segments, may_attend
 from benchmarks.compare import calibration, compare, report
 
 HEADS, HEAD_DIM = 4, 64
@@ -30,8 +30,8 @@ def padded(segments: Segments, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     lengths, longest = segments.lengths, max(segments.lengths)
     mask = torch.zeros(len(lengths), 1, longest, longest, dtype=torch.bool)
     mask[..., 0] = True  # so that no row of padding is empty
-    for number, shape in enumerate(zip(segments.prefixes, segments.targets, segments.causal)):
-        mask[number, 0, : lengths[number], : lengths[number]] = _mask(*shape)
+    for number, (p, t, causal) in enumerate(zip(segments.prefixes, segments.targets, segments.causal)):
+        mask[number, 0, : p + t, : p + t] = may_attend(Segments([0], [p], [t], [causal]), p + t)
     parts = [x.split(lengths) for x in (q, k, v)]
     q, k, v = (torch.nn.utils.rnn.pad_sequence(list(part), batch_first=True).transpose(1, 2) for part in parts)
     output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

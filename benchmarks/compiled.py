@@ -12,7 +12,7 @@ import torch
 
 from anyxform.model import compile_blocks
 from anyxform.optim import adamw
-from anyxform.sequence import pack
+from anyxform.sequence import Example, pack
 from anyxform.train import train_step
 from benchmarks import starter
 from benchmarks.compare import calibration, compare, report
@@ -26,7 +26,8 @@ def main(preset: str = "tiny") -> None:
     before = calibration()
     modalities = starter.modalities()
     stream, ids = starter.rows(modalities, tokens_per_row=TOKENS_PER_ROW)
-    examples, size, batches = starter.examples(stream, 200), 0, [[]]
+    examples, size = starter.examples(stream, 200), 0
+    batches: list[list[Example]] = [[]]
     for example in examples:
         size += len(example)
         if size > TOKENS_PER_ROW:

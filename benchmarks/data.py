@@ -6,11 +6,11 @@ Both read the starter's training shards, decode each picture (WebP) and each rec
 second comparison reads bytes alone. Last, the whole pipeline up to packed rows, which has no peer.
 """
 
-import glob
 import io
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import soundfile
 import torch
@@ -21,7 +21,7 @@ from anyxform.shards import index
 from benchmarks import starter
 from benchmarks.compare import calibration, compare, report
 
-SHARDS = sorted(glob.glob("data/starter/*/train-*.tar"))
+SHARDS = sorted(Path("data/starter").glob("*/train-*.tar"))
 SAMPLES = 1500
 
 
@@ -49,7 +49,7 @@ def main() -> None:
         return len(samples)
 
     def peer(read: Callable[[str, bytes], object]) -> float:
-        stream = iter(webdataset.WebDataset(SHARDS, shardshuffle=False, empty_check=False))
+        stream = iter(webdataset.WebDataset([str(shard) for shard in SHARDS], shardshuffle=False, empty_check=False))
         for _ in range(len(samples)):
             for ending, data in next(stream).items():
                 if not ending.startswith("__"):

@@ -39,8 +39,9 @@ class Peer(nn.Module):
         config = T5Config(
             vocab_size=vocabulary, d_model=size["dim"], d_kv=size["dim"] // size["num_heads"], d_ff=hidden,
             num_layers=size["depth"], num_decoder_layers=size["depth"], num_heads=size["num_heads"],
-            feed_forward_proj="gated-silu", dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0,
+            feed_forward_proj="gated-silu", dropout_rate=0.0, pad_token_id=0,
         )  # fmt: skip
+        config.decoder_start_token_id = 0
         self.t5 = T5ForConditionalGeneration(config)
         self.front_ends = nn.ModuleDict(
             {name: modality.front_end(size["dim"]) for name, modality in modalities.items()}
