@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import permutations
 
 _FIELD = re.compile(r"([a-z][a-z0-9_]*)(?::([A-Za-z0-9_]+(?:-[A-Za-z0-9_]+)*))?")
 
@@ -61,15 +62,18 @@ class Direction:
 def matches(direction: Direction, pattern: str) -> bool:
     """Whether a direction fits a pattern such as ``image>text:fr``, ``audio:*>text:*`` or ``*>*``.
 
-    A pattern's field without a variant stands for every variant of its modality.
+    A pattern's field without a variant stands for every variant of its modality. Sources may stand in any order.
     """
     left, arrow, right = pattern.partition(">")
     if not arrow:
         raise ValueError(f"{pattern!r} is not a pattern of directions: write source>target, such as image>text:*")
     sources = left.split("+")
-    if len(sources) != len(direction.sources):
+    if len(sources) != len(direction.sources) or not _field_matches(direction.target, right):
         return False
-    return all(_field_matches(*pair) for pair in zip((*direction.sources, direction.target), (*sources, right)))
+    return any(
+        all(_field_matches(*pair) for pair in zip(direction.sources, order, strict=True))
+        for order in permutations(sources)
+    )
 
 
 def _field_matches(field: Field, pattern: str) -> bool:

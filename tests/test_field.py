@@ -29,6 +29,8 @@ def test_what_is_neither_is_refused(text):
         ("image:noto>text:fr", "image>text:en", False),
         ("image>text:fr", "image+text>text:fr", False),
         ("image+text:en>audio:fr-phone", "image+text>audio:fr*", True),
+        ("text:en+image>audio:fr-phone", "image+text>audio:fr*", True),
+        ("text:en+image>audio", "image+image>audio", False),
         ("audio:fr-phone>text:fr", "audio:fr>text:fr", False),
     ],
 )

@@ -159,6 +159,13 @@ def spoilt(tiny: Tiny, folder: Path, every: int, **members: bytes) -> str:
     return f"data.root={root}"
 
 
+def test_patterns_that_nothing_fits_are_named(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = 'data.hold_out=["audio>text:fr","image>text:de"]'
+    assert main(tiny.train(tmp_path / "run", "train.steps=1", "~modality@modality.audio", held)) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no training sample fits audio>text:fr, image>text:de, audio>text, text>audio of data.directions" in said
+
+
 def test_single_broken_samples_are_left_out_counted_and_named(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,7 @@
 """From plain configs to modalities, data and a model: what the commands that train and judge have in common."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -11,7 +11,7 @@ from anyxform.checkpoint import load_modality
 from anyxform.data import Rows, condition_names
 from anyxform.dataset import Dataset, open_datasets
 from anyxform.directions import Directions
-from anyxform.field import Direction
+from anyxform.field import Direction, Field
 from anyxform.modality import Modality, get_modality
 from anyxform.model import Transformer
 
@@ -138,13 +138,27 @@ class Data:
 
     def trained_directions(self, modalities: Sequence[str]) -> list[Direction]:
         """Every direction that the training split holds and the config does not hold out."""
-        kinds = {
+        return _directions(self._kinds(modalities), self.directions)
+
+    def idle_patterns(self, modalities: Sequence[str]) -> list[str]:
+        """Patterns to train or to hold out that no sample fits: misspelt, or for data that are left out."""
+        kinds, held = self._kinds(modalities), self.config.get("hold_out") or ()
+        patterns = dict.fromkeys(held, ()) | {
+            pattern: held for pattern, weight in self.config["directions"].items() if weight
+        }
+        return [p for p, without in patterns.items() if not _directions(kinds, Directions({p: 1.0}, without))]
+
+    def _kinds(self, modalities: Sequence[str]) -> set[tuple[Field, ...]]:
+        """The sets of fields that training samples have."""
+        return {
             tuple(field for field in fields if field.modality in modalities)
             for dataset in self.train.values()
             for fields in dataset.readable()
         }
-        directions = self.directions
-        return sorted({found for kind in kinds for _, group in directions.fitting(kind) for found in group})
+
+
+def _directions(kinds: Iterable[Sequence[Field]], directions: Directions) -> list[Direction]:
+    return sorted({found for kind in kinds for _, group in directions.fitting(kind) for found in group})
 
 
 def _having_split(datasets: Mapping[str, Any], root: str, split: str) -> dict[str, Any]:

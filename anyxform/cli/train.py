@@ -137,6 +137,8 @@ class Run:
         shown = display(options["steps"], state.step, every=options["log_every"])
         with Interrupts() as interrupts, shown, Journal(self.dir, state.step) as journal:
             shown.say(self.summary())
+            if idle := self.data.idle_patterns(list(self.modalities)):
+                shown.say(f"no training sample fits {', '.join(idle)} of data.directions or data.hold_out")
             validate, sample = self._validation(pad), self._probes(journal)
             self._steps(rows, interrupts, shown, journal, validate, sample)
         if rows.counts.reasons:
