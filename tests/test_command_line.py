@@ -37,7 +37,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["trian"], "no command is called 'trian': did you mean 'train'?"),
-        (["xyz"], "no command is called 'xyz': known: data, demo,"),
+        (["xyz"], "no command is called 'xyz': known: card, data,"),
         (["train", "train.stpes=3"], "no config key is called 'train.stpes': did you mean 'train.steps'?"),
         (["train", "modality.text.max_lenght=3"], "did you mean 'modality.text.max_length'?"),
         (["train", "modality@modality.tex=text"], "did you mean 'modality@modality.text'?"),

@@ -17,6 +17,7 @@ COMMANDS = {  # name: (module:function, what it is for)
     ),
     "data": ("data:main", "build data: anyxform data starter data/starter"),
     "demo": ("demo:main", "train a small model from scratch and show what it does: anyxform demo --out demo"),
+    "card": ("card:main", "write a model card from what was recorded: anyxform card runs/mine"),
     "modalities": ("info:modalities", "list the installed modalities"),
     "doctor": ("info:doctor", "versions, devices, codecs, what is missing and how to get it"),
 }

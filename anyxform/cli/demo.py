@@ -158,7 +158,8 @@ class _Demo:
                 )
                 items += chosen.items
         done = assess(pipeline, items, training, seed=self.options.seed, say=self.say)
-        write_json(self.out / "report.json", done.report.to_dict())
+        settings = {"split": "instance", "seed": self.options.seed}
+        write_json(self.out / "report.json", {"settings": settings, **done.report.to_dict()})
         tell(done.report.summary, "on samples that were not trained on")
         self._heatmap(draw_heatmap, done.report.directions)
         cards = choose_cards(items, pipeline.modalities, seed=self.options.seed)

@@ -96,6 +96,7 @@ class Run:
             "parameters": state.model.num_parameters(),
             "device": str(self.device),
             "samples": {name: len(dataset) for name, dataset in self.data.train.items()},
+            "hold_out": self.data.directions.hold_out,
             "versions": {"anyxform": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
         }
 
