@@ -102,20 +102,18 @@ def _losses(journal: Sequence[Mapping[str, Any]]) -> str:
         return ""
     last = journal[-1]["step"]
     edges = [last * (number + 1) / POINTS for number in range(POINTS)]
-    rows, pairs = [], sorted({pair for line in journal for pair in by_pairs(_known(line))})
+    losses = {line["step"]: by_pairs(line.get("directions") or {}) for line in journal}
+    rows, pairs = [], sorted({pair for each in losses.values() for pair in each})
     for low, high in zip([0, *edges], edges):
         lines = [line for line in journal if low < line["step"] <= high]
         if not lines:
             continue
         validation = [line["val_loss"] for line in lines if line.get("val_loss") is not None]
-        each = [by_pairs(_known(line)) for line in lines]
-        cells = [_mean([losses[pair] for losses in each if pair in losses]) for pair in pairs]
-        rows.append([f"{lines[-1]['step']:,}", _mean([line["loss"] for line in lines]), _mean(validation), *cells])
+        each = [losses[line["step"]] for line in lines]
+        cells = [_mean([some[pair] for some in each if pair in some]) for pair in pairs]
+        totals = [line["loss"] for line in lines if line.get("loss") is not None]
+        rows.append([f"{lines[-1]['step']:,}", _mean(totals), _mean(validation), *cells])
     return table(["step", "loss", "validation", *(pair.replace(">", " → ") for pair in pairs)], rows)
-
-
-def _known(line: Mapping[str, Any]) -> dict[str, float]:
-    return {name: loss for name, loss in (line.get("directions") or {}).items() if loss is not None}
 
 
 def _mean(values: Sequence[float]) -> str:

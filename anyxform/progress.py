@@ -59,10 +59,15 @@ class Smooth:
         return {name: self[name] for name in sorted(self.sums)}
 
 
-def by_pairs(losses: Mapping[str, float]) -> dict[str, float]:
-    """The mean of the directions between the same modalities: ``text:en>image`` and ``text:fr>image`` are one."""
+def by_pairs(losses: Mapping[str, float | None]) -> dict[str, float]:
+    """The mean of the directions between the same modalities: ``text:en>image`` and ``text:fr>image`` are one.
+
+    None, which stands in a journal for a loss that was not finite, is left out.
+    """
     groups: dict[str, list[float]] = {}
     for direction, loss in losses.items():
+        if loss is None:
+            continue
         groups.setdefault(re.sub(r":[^+>]*", "", direction), []).append(loss)
     return {pair: sum(values) / len(values) for pair, values in sorted(groups.items())}
 

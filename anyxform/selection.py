@@ -145,10 +145,9 @@ def _english(values: Values, target: Field) -> str:
 
 def _alternatives(values: Values, direction: Direction) -> tuple[Any, ...]:
     """What else of the target's modality the sample has in the same language: other drawings of the same thing."""
-    target, languages = direction.target, _languages(values, direction.target)
-    others = []
-    for found in values:
-        if found.modality == target.modality and found not in (target, *direction.sources):
+    languages, others = _languages(values, direction.target), []
+    for found in sorted(values.keys() - {direction.target, *direction.sources}):
+        if found.modality == direction.target.modality and _languages(values, found) == languages:
             with suppress(ValueError):  # what cannot be read is counted where it is asked for
-                others += [values[found]] if _languages(values, found) == languages else []
+                others.append(values[found])
     return tuple(others)

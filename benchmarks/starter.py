@@ -5,7 +5,7 @@ from pathlib import Path
 from anyxform.checkpoint import load_modality
 from anyxform.cli.conf import compose
 from anyxform.data import Counts, Rows, condition_names
-from anyxform.dataset import open_datasets
+from anyxform.dataset import Dataset, open_datasets
 from anyxform.modality import Modality, get_modality
 from anyxform.model import PRESETS, Transformer
 from anyxform.sequence import Example
@@ -20,6 +20,12 @@ def modalities() -> dict[str, Modality]:
         name: load_modality(TOKENIZERS / name) if (TOKENIZERS / name).is_dir() else get_modality(name)()
         for name in names
     }
+
+
+def datasets(found: dict[str, Modality], split: str) -> dict[str, Dataset]:
+    """A split of the starter's datasets."""
+    config = compose("train", ["data=starter"])["data"]
+    return open_datasets(config["datasets"], found, root=config["root"], split=split)
 
 
 def rows(found: dict[str, Modality], **options: object) -> tuple[Rows, dict[str, int]]:

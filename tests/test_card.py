@@ -61,8 +61,41 @@ def test_little_recorded_is_little_said() -> None:
     assert "no other attributes than: none" in model_card("Bare", config)
 
 
-@pytest.mark.parametrize("content", ["[]", '{"summary": []}', "{"])
-def test_what_is_no_report_is_one_line(run_dir: Path, tmp_path: Path, content: str, capsys) -> None:
-    (tmp_path / "report.json").write_text(content)
+@pytest.mark.parametrize("content", ["[]", '{"summary": []}', "{", '{"summary": [{}], "directions": []}', None])
+def test_what_is_no_report_is_one_line(run_dir: Path, tmp_path: Path, content: str | None, capsys) -> None:
+    if content is not None:
+        (tmp_path / "report.json").write_text(content)
     assert main(["card", str(run_dir), "--report", str(tmp_path / "report.json"), "-o", str(tmp_path / "c.md")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "c.md").exists()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "report.json" in said and not (tmp_path / "c.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["card", "missing"], "there is no checkpoint at missing"),
+        (["card", "empty"], "empty holds no checkpoint"),
+        (["card", "tokenizer"], "is not that of a model: give the folder of a run"),
+        (["card", "run", "--licences", "nope.md"], "there is no file 'nope.md'"),
+        (["card", "run", "-o", "nope/card.md"], "there is no folder 'nope' to write card.md into"),
+        (["card", "damaged"], "metrics.jsonl is damaged"),
+    ],
+)
+def test_a_mistake_is_one_line(run_dir: Path, tmp_path: Path, monkeypatch, arguments, message, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/config.json").write_text('{"modality": "text", "config": {}}')
+    for name in ("run", "damaged"):
+        shutil.copytree(run_dir, tmp_path / name)
+    (tmp_path / "damaged/metrics.jsonl").write_text('{"step": 1, oops}\n')
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("anyxform: error: ") and said.count("\n") == 1
+
+
+def test_the_card_is_written_from_within_the_checkpoint(run_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    run = shutil.copytree(run_dir, tmp_path / "mine")
+    monkeypatch.chdir(run / "checkpoints" / "step-00000006")
+    assert main(["card", "."]) == 0
+    assert (run / "checkpoints/step-00000006/MODEL_CARD.md").read_text().startswith("# mine\n")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ class Data:
     def open(cls, config: Mapping[str, Any], modalities: Mapping[str, Modality | type[Modality]]) -> "Data":
         """Open the training split, and the validation split if there is one."""
         train = open_datasets(config["datasets"], modalities, root=config["root"], split="train")
-        split = _having_split(config["datasets"], config["root"], "val")
+        split = having_split(config["datasets"], config["root"], "val")
         val = open_datasets(split, modalities, root=config["root"], split="val") if split else {}
         return cls(config, train, val)
 
@@ -149,19 +150,20 @@ class Data:
         return [p for p, without in patterns.items() if not _directions(kinds, Directions({p: 1.0}, without))]
 
     def _kinds(self, modalities: Sequence[str]) -> set[tuple[Field, ...]]:
-        """The sets of fields that training samples have."""
-        return {
-            tuple(field for field in fields if field.modality in modalities)
-            for dataset in self.train.values()
-            for fields in dataset.readable()
-        }
+        """The sets of fields of these modalities that training samples have."""
+        return {tuple(field for field in fields if field.modality in modalities) for fields in self._every_kind}
+
+    @cached_property
+    def _every_kind(self) -> set[tuple[Field, ...]]:
+        """Found in one walk over all samples, which is long where they are many."""
+        return {tuple(fields) for dataset in self.train.values() for fields in dataset.readable()}
 
 
 def _directions(kinds: Iterable[Sequence[Field]], directions: Directions) -> list[Direction]:
     return sorted({found for kind in kinds for _, group in directions.fitting(kind) for found in group})
 
 
-def _having_split(datasets: Mapping[str, Any], root: str, split: str) -> dict[str, Any]:
+def having_split(datasets: Mapping[str, Any], root: str, split: str) -> dict[str, Any]:
     """The datasets that have shards of their own for a split."""
     patterns = {name: [c["shards"]] if isinstance(c["shards"], str) else c["shards"] for name, c in datasets.items()}
     return {

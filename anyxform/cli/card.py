@@ -7,6 +7,7 @@ from typing import Any
 from anyxform.card import model_card
 from anyxform.checkpoint import find, read_json
 from anyxform.cli.arguments import Parser
+from anyxform.evaluate import MODEL
 
 NAME = "MODEL_CARD.md"
 
@@ -24,29 +25,51 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--title", help="default: the run's name")
     parser.add_argument("-o", "--out", type=Path, help=f"default: {NAME} in CHECKPOINT")
     options = parser.parse_args(arguments)
-    folder = find(options.checkpoint)
+    folder = find(options.checkpoint).resolve()
     run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
+    if options.licences and not options.licences.is_file():
+        raise ValueError(f"there is no file {str(options.licences)!r}: --licences takes a Markdown file")
+    out = options.out or options.checkpoint / NAME
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {str(out.parent)!r} to write {out.name} into: make it first")
     text = model_card(
-        options.title or run.resolve().name,
-        read_json(folder / "config.json"),
+        options.title or run.name,
+        _config(folder / "config.json"),
         journal=_journal(run / "metrics.jsonl"),
         reports=[_report(path) for path in options.report],
         licences=options.licences.read_text(encoding="utf-8") if options.licences else "",
     )
-    out = options.out or options.checkpoint / NAME
     out.write_text(text, encoding="utf-8")
     print(out)
     return 0
 
 
+def _config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if not isinstance(config, dict) or not {"model", "modalities", "conditions"} <= config.keys():
+        raise ValueError(f"{path} is not that of a model: give the folder of a run or of one of its checkpoints")
+    return config
+
+
 def _journal(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's journal; none where only a checkpoint was kept."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    try:
+        return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be half written
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): restore it, or move it away for a card without losses"
+        ) from error
 
 
 def _report(path: Path) -> dict[str, Any]:
+    """A report whose rows have all that a card shows."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {str(path)!r}: --report takes the report.json that anyxform eval wrote")
     report = read_json(path)
-    if not isinstance(report, dict) or not {"summary", "directions"} <= report.keys():
-        raise ValueError(f"{path} is no report of anyxform eval")
+    try:
+        for row in (*report["summary"], *report["directions"]):
+            row["systems"][MODEL][row["headline"]]["value"], row["direction"], row["n"], row["lower_is_better"]
+    except (TypeError, KeyError):
+        raise ValueError(f"{path} is no report of anyxform eval: give the report.json that it wrote") from None
     return report

@@ -19,15 +19,11 @@ def training_curve(journal: Sequence[Mapping[str, Any]]) -> str:
     for line in journal:
         step = float(line["step"])
         totals = {"all": line.get("loss"), "validation": line.get("val_loss")}
-        for name, value in {**totals, **by_pairs(_known(line.get("directions")))}.items():
+        for name, value in {**totals, **by_pairs(line.get("directions") or {})}.items():
             if value is not None:
                 curves.setdefault(name, []).append((step, value))
     curves = {name: curve if name == "validation" else _averaged(curve) for name, curve in curves.items() if curve}
     return _svg(curves) if curves else ""
-
-
-def _known(losses: Mapping[str, float | None] | None) -> dict[str, float]:
-    return {name: loss for name, loss in (losses or {}).items() if loss is not None}
 
 
 def _averaged(curve: Curve) -> Curve:

@@ -35,7 +35,7 @@ def read(data: bytes) -> Waveform:
 
     ValueError: not a recording, cut short, empty, of more than `LARGEST` samples, or not finite.
     """
-    samples, rate = container.decode(data) if container.fits(data) else _decode(data)
+    samples, rate = container.decode(data, LARGEST) if container.fits(data) else _decode(data)
     mono = torch.from_numpy(samples).mean(dim=1)
     if len(mono) < SHORTEST * rate:
         raise ValueError(f"the recording lasts {len(mono) / rate:.4g} s, and at least {SHORTEST} s are needed")

@@ -44,9 +44,8 @@ class Tokenizer(nn.Module):
             nn.PixelShuffle(STEM),
         ]
         self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
-        self.norm = nn.GroupNorm(
-            num_codebooks, latents
-        )  # without it quantisers saturate, and a handful of codes is left
+        # without the norm quantisers saturate, and a handful of codes is left
+        self.norm = nn.GroupNorm(num_codebooks, latents)
         self.quantizer = FSQ(list(levels), num_codebooks=num_codebooks, keep_num_codebooks_dim=True, channel_first=True)
         self.to(memory_format=torch.channels_last)
 

@@ -129,10 +129,25 @@ def test_other_containers_are_read_with_pyav(kind: str, codec: str) -> None:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.8])
-def test_an_m4a_that_is_cut_short_is_not_read(share: float) -> None:
-    data = contained(sines(2.0, rate=48_000), "ipod", "aac")
+@pytest.mark.parametrize(("kind", "codec"), [it for it in CONTAINERS if it[0] != "adts"])  # which states no length
+def test_no_container_that_is_cut_short_is_read(kind: str, codec: str, share: float) -> None:
+    data = contained(sines(2.0, rate=48_000), kind, codec)
     with pytest.raises(ValueError, match=r"^(the recording is cut short|not a recording that can be read)"):
         waveform.read(data[: round(share * len(data))])
+
+
+def test_an_aac_that_begins_with_silence_is_whole() -> None:
+    """Its length is guessed from its first frames, which are small."""
+    samples = torch.cat([torch.zeros(96_000), sines(2.0, rate=48_000)])
+    assert waveform.read(contained(samples, "adts", "aac")).seconds == pytest.approx(4, abs=0.15)
+    samples = torch.cat([0.5 * torch.randn(96_000), torch.zeros(480_000)])
+    assert waveform.read(contained(samples, "adts", "aac")).seconds == pytest.approx(12, abs=0.15)
+
+
+def test_a_container_of_days_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waveform, "LARGEST", 40_000)
+    with pytest.raises(ValueError, match="more than 40000 samples: cut it"):
+        waveform.read(contained(sines(rate=48_000), "ipod", "aac"))
 
 
 def test_without_pyav_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

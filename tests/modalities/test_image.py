@@ -105,11 +105,11 @@ def test_augmented_pictures_differ_but_resemble() -> None:
     value = pixels.square(image.example(torch.Generator().manual_seed(2)), 32)
     plain = image.preprocess(value)
     generator = torch.Generator().manual_seed(0)
-    varied = torch.cat([image.preprocess(value, train=True, generator=generator) for _ in range(64)])
+    varied = torch.cat([image.preprocess(value, train=True, generator=generator) for _ in range(256)])
     assert varied.min() >= -1 and varied.max() <= 1 and varied.isfinite().all()
     assert (varied - plain).abs().mean(dim=(1, 2, 3)).min() > 0.01
     correlation = torch.corrcoef(torch.stack([plain.flatten(), varied.mean(dim=0).flatten()]))[0, 1]
-    assert correlation > 0.7
+    assert correlation > 0.8
 
 
 def test_augmentation_can_be_switched_off() -> None:
