@@ -7,6 +7,7 @@ from typing import Any
 from anyxform.baselines import TrainingSet, copied, shuffled
 from anyxform.dataset import Dataset
 from anyxform.evaluate import MODEL, Item, Report, evaluate
+from anyxform.field import Direction
 from anyxform.pipeline import Pipeline
 from anyxform.selection import Samples
 
@@ -23,27 +24,31 @@ class Assessment:
 def assess(
     pipeline: Pipeline,
     items: Sequence[Item],
-    training: Mapping[str, Dataset],
+    known: TrainingSet | None = None,
     *,
+    via: str | None = None,
     options: Mapping[str, Any] | None = None,
-    baselines: bool = True,
     judges: bool = True,
     batch_size: int = 64,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Assessment:
-    """Answer `items` and score the answers beside the baselines that `training` gives.
+    """Answer `items` and score the answers beside the baselines that the training set `known` gives.
 
-    `options` are those of generation (`anyxform.sampling.Sampling`); `say` is told what is being done.
+    `via`: a field by way of which the same model answers too, first to it and from it on, for comparison. `options` are
+    those of generation (`anyxform.sampling.Sampling`); `say` is told what is being done.
     """
+    between = None if via is None else pipeline.field(via)
     say(f"answering {len(items)} items")
-    directions = [item.direction for item in items]
-    options = {"seed": seed, **(options or {})}
-    own = pipeline.answer(directions, [item.sources for item in items], batch_size=batch_size, **options)
+    options = {"seed": seed, "batch_size": batch_size, **(options or {})}
+    directions, sources = [item.direction for item in items], [item.sources for item in items]
+    own = pipeline.answer(directions, sources, **options)
     answers: dict[str, Sequence[Any]] = {MODEL: own}
-    if baselines:
-        say("reading the training data for the baselines")
-        known = TrainingSet(Samples(training, pipeline.modalities), pipeline.modalities, directions)
+    if between is not None:
+        first = pipeline.answer([Direction(it.sources, between) for it in directions], sources, **options)
+        onward = [Direction((between,), it.target) for it in directions]
+        answers[f"via {between}"] = pipeline.answer(onward, [(value,) for value in first], **options)
+    if known is not None:
         answers |= {
             "most frequent": known.most_frequent(items),
             "nearest": known.nearest(items),
@@ -52,3 +57,8 @@ def assess(
         }
     say("scoring")
     return Assessment(items, answers, evaluate(items, answers, pipeline.modalities, judges=judges, seed=seed))
+
+
+def training_set(pipeline: Pipeline, datasets: Mapping[str, Dataset], items: Sequence[Item]) -> TrainingSet:
+    """What the baselines know: all of the training samples that matter to these items."""
+    return TrainingSet(Samples(datasets, pipeline.modalities), pipeline.modalities, [it.direction for it in items])

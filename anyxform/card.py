@@ -18,13 +18,14 @@ def model_card(
     config: Mapping[str, Any],
     *,
     journal: Sequence[Mapping[str, Any]] = (),
+    curve: str = "",
     reports: Sequence[Report] = (),
     licences: str = "",
 ) -> str:
     """The card of a checkpoint.
 
-    `config`: its config.json. `journal`: the lines of its run's metrics.jsonl. `reports`: what `anyxform eval` wrote.
-    `licences`: Markdown on the data's sources.
+    `config`: its config.json. `journal`: the lines of its run's metrics.jsonl; `curve`: the file of their picture.
+    `reports`: what `anyxform eval` wrote. `licences`: Markdown on the data's sources.
     """
     facts = config.get("facts", {})
     parts = [
@@ -34,8 +35,9 @@ def model_card(
         _directions(config.get("directions", ()), facts.get("hold_out", ())),
         "## Training",
         _training(facts),
+        f"![The loss of every pair of modalities]({curve})" if curve else "",
         _losses(journal),
-        *(part for report in reports for part in (f"## Judged on the split `{_split(report)}`", _results(report))),
+        *(part for report in reports for part in (f"## {_judged_on(report)}", _results(report))),
         "## Limits",
         _limits(config, facts, reports),
     ]
@@ -120,8 +122,11 @@ def _mean(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.2f}" if values else "–"
 
 
-def _split(report: Report) -> str:
-    return str(report.get("settings", {}).get("split", "?"))
+def _judged_on(report: Report) -> str:
+    """What a report is about: its part of a suite, and the split."""
+    settings = report.get("settings", {})
+    part = str(settings.get("part", "")).replace("-", " ").capitalize()
+    return f"{part}, on" * bool(part) + "Judged on" * (not part) + f" the split `{settings.get('split', '?')}`"
 
 
 def _results(report: Report) -> str:
@@ -174,7 +179,5 @@ def _limits(config: Mapping[str, Any], facts: Mapping[str, Any], reports: Sequen
             if row.get("verdicts", {}).get(row["headline"], "better") != "better"
         ]
         if behind:
-            lines.append(
-                f"- On the split `{_split(report)}` not clearly better than every baseline: {', '.join(behind)}."
-            )
+            lines.append(f"- {_judged_on(report)}: not clearly better than every baseline: {', '.join(behind)}.")
     return "\n".join(lines)

@@ -126,10 +126,12 @@ def save(
     weights: Mapping[str, Tensor] | None = None,
     directions: list[str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write what inference needs into an existing folder: `weights` (their average, say) or the model's own.
 
-    `directions` are those trained on; `facts` say how (plain values, for a model card).
+    `directions` are those trained on; `facts` say how (plain values, for a model card). `dtype`: of the file's
+    floating-point tensors; None leaves them as they are.
     """
     config = {
         "format": FORMAT,
@@ -141,8 +143,8 @@ def save(
     }
     own = model_tensors(model)
     states = {f"{name}.{key}": tensor for name, it in modalities.items() for key, tensor in it.state().items()}
-    save_tensors({name: (weights or own)[name] for name in own}, folder / "model.safetensors")
-    save_tensors(states, folder / "modalities.safetensors")
+    save_tensors({name: (weights or own)[name] for name in own}, folder / "model.safetensors", dtype)
+    save_tensors(states, folder / "modalities.safetensors", dtype)
     write_json(folder / "config.json", config)
 
 
@@ -204,6 +206,12 @@ def load_tensors(own: Mapping[str, Tensor], path: Path) -> None:
         own[name].copy_(saved[name])
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors wants them: on the CPU, dense, none sharing memory with another."""
-    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, path)
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write tensors as safetensors wants them: on the CPU, dense, none sharing memory with another.
+
+    `dtype`: of floating-point ones; None leaves them as they are.
+    """
+    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    if dtype is not None:
+        own = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in own.items()}
+    save_file(own, path)

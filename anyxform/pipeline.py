@@ -20,7 +20,7 @@ from anyxform.sampling import Sampling
 from anyxform.sequence import marker
 
 STARTER = "starter"
-RUNS = Path("runs")
+SHIPPED = Path(__file__).parent / "pretrained"
 
 
 class Pipeline:
@@ -156,11 +156,13 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
 def load(path: str | Path = STARTER, *, device: str | None = None) -> Pipeline:
     """A checkpoint as a `Pipeline`, on CUDA where there is one.
 
-    `path`: the folder of a checkpoint or of a run, which stands for its newest one; ``starter``: the shipped one, or
-    where there is none the newest run in ``runs/``. ValueError: nothing there, or not whole.
+    `path`: the folder of a checkpoint or of a run, which stands for its newest one; or the name of one that is shipped
+    with the package, such as ``starter``. A folder of that name comes first. ValueError: nothing there, or not whole.
     """
-    folder = _newest_run() if str(path) == STARTER and not Path(path).exists() else Path(path)
     place = pick_device(device)
+    folder = Path(path)
+    if not folder.exists() and (SHIPPED / folder).is_dir():
+        folder = SHIPPED / folder
     model, modalities, config = checkpoint.load(folder)
     return Pipeline(model.to(place), modalities, checkpoint.find(folder), config)
 
@@ -173,13 +175,6 @@ def pick_device(name: str | None) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def _newest_run() -> Path:
-    runs = sorted(RUNS.glob("*/checkpoints/step-*/config.json"), key=lambda path: path.stat().st_mtime)
-    if not runs:
-        raise ValueError("there is no checkpoint yet: train one (anyxform train), or give the folder of one")
-    return runs[-1].parent
 
 
 def _file(given: Any) -> Path | None:

@@ -193,6 +193,15 @@ class Journal:
                 self.tensorboard.add_scalar(f"{group}/{name}", value, metrics["step"])
 
 
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl; none where there is no such file. ValueError: it is damaged."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be half written
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or move it away to do without losses") from error
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}

@@ -56,6 +56,16 @@ def test_a_checkpoint_alone_has_a_card(run_dir: Path, tmp_path: Path) -> None:
     assert (tmp_path / "card.md").read_text().startswith("# Alone\n")
 
 
+def test_a_folder_of_reports_is_read_whole(run_dir: Path, tmp_path: Path) -> None:
+    for part in ("captions", "unseen-names"):
+        (tmp_path / part).mkdir()
+        settings = {"part": part, "split": "test"}
+        (tmp_path / part / "report.json").write_text(json.dumps({**REPORT, "settings": settings}))
+    assert main(["card", str(run_dir), "--report", str(tmp_path), "-o", str(tmp_path / "card.md")]) == 0
+    card = (tmp_path / "card.md").read_text()
+    assert "## Captions, on the split `test`" in card and "## Unseen names, on the split `test`" in card
+
+
 def test_little_recorded_is_little_said() -> None:
     config = {"model": {"depth": 2, "dim": 32}, "modalities": {"text": {}}, "conditions": ["to:text"]}
     assert "no other attributes than: none" in model_card("Bare", config)
@@ -78,6 +88,7 @@ def test_what_is_no_report_is_one_line(run_dir: Path, tmp_path: Path, content: s
         (["card", "tokenizer"], "is not that of a model: give the folder of a run"),
         (["card", "run", "--licences", "nope.md"], "there is no file 'nope.md'"),
         (["card", "run", "-o", "nope/card.md"], "there is no folder 'nope' to write card.md into"),
+        (["card", "run", "--report", "empty"], "the folder 'empty' holds no report.json"),
         (["card", "damaged"], "metrics.jsonl is damaged"),
     ],
 )

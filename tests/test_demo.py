@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anyxform.demo.curve import training_curve
+from anyxform.curve import training_curve
 from anyxform.demo.exhibits import choose_cards
 from anyxform.demo.media import Gallery, marked, spectrogram
 from anyxform.demo.page import Contents, render

@@ -36,6 +36,8 @@ def home(tiny: Tiny, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A folder in which everything lies that the pages speak of."""
     for run in ("runs/mine", "demo/run"):
         shutil.copytree(run_dir, tmp_path / run)
+    monkeypatch.setattr("anyxform.pipeline.SHIPPED", tmp_path / "shipped")
+    shutil.copytree(run_dir, tmp_path / "shipped" / "starter")
     shutil.copytree(tiny.conf, tmp_path / "my_conf")
     shutil.copy(tmp_path / "my_conf/data/tiny.yaml", tmp_path / "my_conf/data/mine.yaml")
     (tmp_path / "my_conf/modality/dna.yaml").write_text("{name: dna, max_length: 64}")

@@ -9,6 +9,12 @@ import pytest
 
 from anyxform.cli import main
 from anyxform.cli.build import prepared, typed
+from anyxform.cli.conf import compose
+from anyxform.cli.eval import suited
+from anyxform.dataset import open_datasets
+from anyxform.field import Direction, Field
+from anyxform.pipeline import load
+from anyxform.selection import choose_items
 from tests.tiny import Tiny
 
 TRAINED = {
@@ -134,6 +140,10 @@ def test_results_go_beside_those_of_other_runs(
         (["sampling={steps: 0}"], "steps=0 is not possible: give 1 or more"),
         (["device=gpu"], "the device 'gpu' cannot be used"),
         (["data.root=/nowhere"], "there is no folder '/nowhere' of shards"),
+        (["suite=wrong"], "suite.captions.splti is unknown: did you mean 'split'?"),
+        (["suite=tyni"], "there is no config 'suite/tyni': known: starter, tiny, wrong"),
+        (["datasets=[shaeps]"], "datasets: the data have no 'shaeps': did you mean 'shapes'?"),
+        (["via=video"], "this model makes no 'video'"),
         (["lmit=3"], "no config key is called 'lmit': did you mean 'limit'?"),
     ],
 )  # fmt: skip
@@ -157,6 +167,48 @@ def test_a_checkpoint_may_have_any_name(tiny: Tiny, run_dir: Path, tmp_path: Pat
     odd.symlink_to(run_dir)
     assert main(tiny.evaluate(odd, "limit=1", "baselines=false", "directions=image>text:en", f"out={tmp_path}")) == 0
     assert report(tmp_path)["settings"]["checkpoint"] == str(odd)
+
+
+# Suites
+
+
+def test_each_part_of_a_suite_has_a_report_of_its_own(
+    tiny: Tiny, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tiny.evaluate(run_dir, "suite=tiny", f"out={tmp_path}")) == 0
+    captions, untrained = report(tmp_path / "captions"), report(tmp_path / "untrained")
+    assert {row["direction"]: row["n"] for row in captions["directions"]} == {"image>text:en": 3, "image>text:fr": 3}
+    assert captions["settings"]["part"] == "captions" and captions["settings"]["limit"] == 3
+    (row,) = untrained["directions"]
+    assert row["direction"] == "audio>text:fr" and set(row["systems"]) == {"model", "via text:en"}
+    assert "untrained, split instance" in capsys.readouterr().out
+
+
+def test_by_way_of_another_field_is_two_steps_of_the_same_model(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
+    """By way of itself: what came out first is translated once more, and scored like any other answer."""
+    arguments = ("directions=[audio>text:fr]", "via=text:en", "baselines=false", "limit=4", f"out={tmp_path}")
+    assert main(tiny.evaluate(run_dir, *arguments)) == 0
+    data, ax = tiny.root / "shapes/instance-000000.tar", load(run_dir)
+    datasets = {"shapes": {"shards": [str(data)], "fields": {"text:*": "json.text.*"}}}
+    items = choose_items(
+        open_datasets(datasets, ax.modalities, root=tiny.root, split="instance"), ax.modalities,
+        patterns=["audio>text:fr"], limit=4,
+    ).items  # fmt: skip
+    first = ax.answer(
+        [Direction(it.direction.sources, Field("text", "en")) for it in items], [i.sources for i in items]
+    )
+    second = ax.answer([Direction.parse("text:en>text:fr")] * 4, [(text,) for text in first])
+    scores = [ax.modalities["text"].metrics(answer, item.reference)["cer"] for answer, item in zip(second, items)]
+    expected = sum(it.value * it.weight for it in scores) / sum(it.weight for it in scores)
+    assert rows(tmp_path)["audio>text:fr"]["systems"]["via text:en"]["cer"]["value"] == pytest.approx(expected)
+
+
+def test_the_shipped_checkpoint_is_judged_on_its_suite() -> None:
+    assert set(compose("eval", ["suite=starter"])["suite"]) == set(compose("eval", suited("starter", []))["suite"])
+    assert "suite" not in compose("eval", suited("runs/mine", [])) and suited("starter", ["split=test"]) == [
+        "split=test"
+    ]
+    assert suited("starter", ["sampling.steps=4"]) == ["suite=starter", "sampling.steps=4"]
 
 
 # What is done to overrides before hydra sees them, and to configs behind it

@@ -134,10 +134,13 @@ def test_options_reach_the_generation(run) -> None:
     assert run("disc.png", "--to", "text:en", "--beams", "2", "--length-penalty", "0.5", "--no-repeat", "1")[0] == 0
 
 
-def test_the_newest_run_is_the_default(here: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shipped_checkpoint_is_the_default(
+    here: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("anyxform.pipeline.SHIPPED", here / "package")
     assert main(["run", "a red disc", "--to", "text:fr"]) == 2
-    assert "there is no checkpoint yet: train one (anyxform train)" in capsys.readouterr().err
-    shutil.copytree(run_dir, "runs/mine")
+    assert "there is no checkpoint at starter: give the folder of a run" in capsys.readouterr().err
+    shutil.copytree(checkpoint, "package/starter")
     assert main(["run", "a red disc", "--to", "text:fr"]) == 0
 
 

@@ -39,6 +39,11 @@ pool: 16
 num_workers: 0
 max_broken: 0.01
 """,
+    "suite/tiny.yaml": """
+captions: {split: instance, directions: ["image>text:*"], limit: 3}
+untrained: {directions: ["audio>text:fr"], datasets: [shapes], limit: 2, via: "text:en", baselines: false}
+""",
+    "suite/wrong.yaml": "captions: {splti: instance}",
     "experiment/tiny.yaml": """
 # @package _global_
 defaults: [override /data: tiny, override /model: nano, override /optim: adamw]

@@ -1,15 +1,16 @@
 """`anyxform card CHECKPOINT`: a model card from what was recorded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from anyxform.card import model_card
 from anyxform.checkpoint import find, read_json
 from anyxform.cli.arguments import Parser
+from anyxform.curve import training_curve
 from anyxform.evaluate import MODEL
+from anyxform.progress import read_journal
 
-NAME = "MODEL_CARD.md"
+NAME, CURVE = "MODEL_CARD.md", "training.svg"
 
 
 def main(arguments: list[str]) -> int:
@@ -19,7 +20,11 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="the folder of a run or of a checkpoint")
     parser.add_argument(
-        "--report", type=Path, action="append", default=[], help="report.json of anyxform eval; repeatable"
+        "--report",
+        type=Path,
+        action="append",
+        default=[],
+        help="report.json of anyxform eval, or a folder of them; repeatable",
     )
     parser.add_argument("--licences", type=Path, help="Markdown on the data's sources, such as ATTRIBUTION.md")
     parser.add_argument("--title", help="default: the run's name")
@@ -32,14 +37,19 @@ def main(arguments: list[str]) -> int:
     out = options.out or options.checkpoint / NAME
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {str(out.parent)!r} to write {out.name} into: make it first")
+    journal = read_journal(run / "metrics.jsonl")
+    curve = training_curve(journal)
     text = model_card(
         options.title or run.name,
         _config(folder / "config.json"),
-        journal=_journal(run / "metrics.jsonl"),
-        reports=[_report(path) for path in options.report],
+        journal=journal,
+        curve=CURVE if curve else "",
+        reports=[_report(path) for given in options.report for path in _reports(given)],
         licences=options.licences.read_text(encoding="utf-8") if options.licences else "",
     )
     out.write_text(text, encoding="utf-8")
+    if curve:
+        (out.parent / CURVE).write_text(curve, encoding="utf-8")
     print(out)
     return 0
 
@@ -51,15 +61,14 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _journal(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's journal; none where only a checkpoint was kept."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    try:
-        return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be half written
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): restore it, or move it away for a card without losses"
-        ) from error
+def _reports(path: Path) -> list[Path]:
+    """The reports in a folder, or the one that is given."""
+    if path.is_dir():
+        found = sorted(path.rglob("report.json"))
+        if not found:
+            raise ValueError(f"the folder {str(path)!r} holds no report.json: give what anyxform eval wrote")
+        return found
+    return [path]
 
 
 def _report(path: Path) -> dict[str, Any]:

@@ -125,12 +125,12 @@ class _Demo:
         return steps
 
     def _show(self) -> Path:
-        from anyxform.assess import assess
+        from anyxform.assess import assess, training_set
         from anyxform.checkpoint import write_json
         from anyxform.cli.conf import compose
         from anyxform.cli.eval import tell
+        from anyxform.curve import training_curve
         from anyxform.dataset import open_datasets
-        from anyxform.demo.curve import training_curve
         from anyxform.demo.exhibits import choose_cards
         from anyxform.demo.media import Gallery
         from anyxform.demo.page import Contents, render
@@ -157,7 +157,9 @@ class _Demo:
                     known=lambda direction: attributes >= set(direction.target.attributes),
                 )
                 items += chosen.items
-        done = assess(pipeline, items, training, seed=self.options.seed, say=self.say)
+        self.say("reading the training data for the baselines")
+        known = training_set(pipeline, training, items)
+        done = assess(pipeline, items, known, seed=self.options.seed, say=self.say)
         settings = {"split": "instance", "seed": self.options.seed}
         write_json(self.out / "report.json", {"settings": settings, **done.report.to_dict()})
         tell(done.report.summary, "on samples that were not trained on")

@@ -1,6 +1,7 @@
 """`anyxform eval [CHECKPOINT] [key=value …]`: every direction × its metrics, with intervals, beside the baselines."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,57 +9,91 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from anyxform.assess import assess
+from anyxform.assess import assess, training_set
 from anyxform.checkpoint import write_json
 from anyxform.cli.build import prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.dataset import Dataset, open_datasets
-from anyxform.evaluate import MODEL, Row
-from anyxform.field import Direction, matches
+from anyxform.evaluate import MODEL, Report, Row
+from anyxform.field import Direction, did_you_mean, matches
 from anyxform.heatmap import draw_heatmap
-from anyxform.pipeline import Pipeline, load
+from anyxform.pipeline import STARTER, Pipeline, load
 from anyxform.selection import Selection, choose_items
 from anyxform.statistics import Interval
+
+CHOICE = ("split", "datasets", "directions", "hold_out", "limit", "via")
+"""What says on what a model is judged."""
+OWN = (*CHOICE, "sampling", "baselines")
+"""What a part of a suite may have of its own."""
+SETTINGS = ("checkpoint", "part", *CHOICE, "sampling", "seed")
+Say = Callable[[str], None]
+Config = dict[str, Any]
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; writes report.json and heatmap.png, prints a table, and returns the exit code."""
     named, overrides = _split(arguments)
-    config = typed(compose("eval", prepared(overrides)), compose("eval", []))
+    config = typed(compose("eval", prepared(suited(named, overrides))), compose("eval", []))
     config["checkpoint"] = named or config["checkpoint"]
-    config["directions"], config["hold_out"] = listed(config["directions"]), listed(config["hold_out"])
-    console = Console(stderr=True)
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
     pipeline = load(config["checkpoint"], device=config["device"])
-    chosen = select(pipeline, config)
-    for reason, count in chosen.refused.most_common(3):
+    parts = {name: select(pipeline, part) for name, part in _parts(config).items()}
+    items = [item for chosen in parts.values() for item in chosen.items]
+    for reason, count in sum((chosen.refused for chosen in parts.values()), Counter[str]()).most_common(3):
         say(f"left out {count} times: {reason}")
-    if not chosen.items:
-        raise ValueError(_nothing(pipeline, config, chosen))
-    training = _open(pipeline, config, config["baselines_split"]) if config["baselines"] else {}
-    done = assess(
-        pipeline,
-        chosen.items,
-        training,
-        options=config["sampling"],
-        baselines=config["baselines"],
-        judges=config["judges"],
-        batch_size=config["batch_size"],
-        seed=config["seed"],
-        say=say,
-    )
+    for name, chosen in parts.items():
+        if not chosen.items:
+            raise ValueError(f"{name}: " * bool(name) + _nothing(pipeline, _parts(config)[name], chosen))
+    known = None
+    if config["baselines"]:
+        say("reading the training data for the baselines")
+        known = training_set(pipeline, _open(pipeline, config, config["baselines_split"]), items)
     out = Path(str(config["out"] or _beside(pipeline)))
-    out.mkdir(parents=True, exist_ok=True)
-    settings = {key: config[key] for key in ("checkpoint", "split", "limit", "seed", "sampling")}
-    write_json(out / "report.json", {"settings": settings, **done.report.to_dict()})
-    tell(done.report.summary, "by modality")
-    tell(done.report.directions, f"every direction, split {config['split']}")
-    try:
-        draw_heatmap(done.report.directions, out / "heatmap.png", f"{config['checkpoint']}, split {config['split']}")
-    except ValueError as error:  # everything else is measured and saved
-        say(str(error))
+    for name, part in _parts(config).items():
+        done = assess(
+            pipeline,
+            parts[name].items,
+            known if part["baselines"] else None,
+            via=part["via"],
+            options=part["sampling"],
+            judges=part["judges"],
+            batch_size=part["batch_size"],
+            seed=part["seed"],
+            say=say,
+        )
+        _write(done.report, out / name, {"part": name} | part if name else part, say)
     say(f"written to {out}")
     return 0
+
+
+def suited(named: str | None, overrides: Sequence[str]) -> list[str]:
+    """The overrides, and for the shipped checkpoint its suite, unless they say themselves on what it is judged."""
+    chosen = any(word.split("=")[0].lstrip("+~") in ("suite", "data", *CHOICE) for word in overrides)
+    return [*overrides] if chosen or named != STARTER else ["suite=starter", *overrides]
+
+
+def _parts(config: Config) -> dict[str, Config]:
+    """The config of each part of the suite; without a suite, one without a name."""
+    suite = config.get("suite") or {"": {}}
+    for name, own in suite.items():
+        for key in own:
+            if key not in OWN:
+                raise ValueError(f"suite.{name}.{key} is unknown: {did_you_mean(str(key), OWN)}")
+    return {name: {**config, **own} for name, own in suite.items()}
+
+
+def _write(report: Report, out: Path, config: Config, say: Say) -> None:
+    """A part's report.json and heatmap.png, and its tables on the screen."""
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {key: config[key] for key in SETTINGS if config.get(key) is not None}
+    write_json(out / "report.json", {"settings": settings, **report.to_dict()})
+    title = f"split {config['split']}"
+    tell(report.summary, f"{config['part']}, {title}" if "part" in config else "by modality")
+    tell(report.directions, f"every direction, {title}")
+    try:
+        draw_heatmap(report.directions, out / "heatmap.png", f"{config['checkpoint']}, {title}")
+    except ValueError as error:  # everything else is measured and saved
+        say(str(error))
 
 
 def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -75,11 +110,21 @@ def listed(patterns: str | list[str] | None) -> list[str]:
     return [patterns] if isinstance(patterns, str) else patterns or []
 
 
-def _open(pipeline: Pipeline, config: dict[str, Any], split: str) -> dict[str, Dataset]:
+def _open(pipeline: Pipeline, config: Config, split: str) -> dict[str, Dataset]:
     return open_datasets(config["data"]["datasets"], pipeline.modalities, root=config["data"]["root"], split=split)
 
 
-def _nothing(pipeline: Pipeline, config: dict[str, Any], chosen: Selection) -> str:
+def _judged(pipeline: Pipeline, config: Config) -> dict[str, Dataset]:
+    """The datasets of the split to judge on."""
+    known, wanted = config["data"]["datasets"], listed(config["datasets"])
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"datasets: the data have no {name!r}: {did_you_mean(name, list(known))}")
+    own = {name: known[name] for name in wanted or known}
+    return _open(pipeline, {**config, "data": {**config["data"], "datasets": own}}, config["split"])
+
+
+def _nothing(pipeline: Pipeline, config: Config, chosen: Selection) -> str:
     """Why there is nothing to judge."""
     trained = pipeline.facts.get("directions", [])
     unknown = f"the model was not trained for {sorted(chosen.unknown)[:6]}; " if chosen.unknown else ""
@@ -89,7 +134,7 @@ def _nothing(pipeline: Pipeline, config: dict[str, Any], chosen: Selection) -> s
     )
 
 
-def select(pipeline: Pipeline, config: dict[str, Any]) -> Selection:
+def select(pipeline: Pipeline, config: Config) -> Selection:
     """The items of a config: of the trained directions unless others are named, held out ones included."""
     trained = [Direction.parse(name) for name in pipeline.facts.get("directions", [])]
     attributes = {it for it in pipeline.model.condition_ids if not it.startswith("to:")}
@@ -100,10 +145,10 @@ def select(pipeline: Pipeline, config: dict[str, Any]) -> Selection:
         return any(_alike(direction, other) for other in trained)
 
     return choose_items(
-        _open(pipeline, config, config["split"]),
+        _judged(pipeline, config),
         pipeline.modalities,
-        patterns=config["directions"] or list(config["data"]["directions"]),
-        hold_out=config["hold_out"],
+        patterns=listed(config["directions"]) or list(config["data"]["directions"]),
+        hold_out=listed(config["hold_out"]),
         limit=config["limit"],
         seed=config["seed"],
         known=known,

@@ -40,9 +40,7 @@ def parser() -> Parser:
         "--with", dest="others", action="append", default=[], metavar="INPUT", help="a further source of every input"
     )
     it.add_argument("-o", "--out", type=Path, help="a file, a folder, or a .jsonl with one line for each input")
-    it.add_argument(
-        "--checkpoint", default="starter", help="a run or checkpoint (default: the starter, or the newest run)"
-    )
+    it.add_argument("--checkpoint", default="starter", help="a run or checkpoint (default: starter, the shipped one)")
     it.add_argument(
         "--from", dest="origin", metavar="MODALITY", help="what the inputs are, if their endings do not say"
     )

@@ -1,4 +1,4 @@
-"""A run's losses as an inline SVG."""
+"""A run's losses as an SVG, for a page or a file of its own."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -9,6 +9,19 @@ from anyxform.progress import by_pairs
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 300, 44, 150, 12, 34
 POINTS = 160
 """A curve is averaged to at most so many points."""
+
+STYLE = """
+.chart { width: 100%; max-width: 860px; height: auto; font-family: system-ui, sans-serif; }
+.grid { stroke: var(--line, #d8d4cb); }
+.tick, .label { fill: var(--soft, #7a7688); font-size: 11px; font-variant-numeric: tabular-nums; }
+.curve { fill: none; stroke-width: 1.4; stroke: currentColor; }
+.curve.total { stroke-width: 3; }
+.curve.validation { stroke-dasharray: 5 4; }
+.label { fill: currentColor; }
+.c0 { color: var(--accent, #5b3df5); } .c1 { color: #e0703c; } .c2 { color: #2d9c74; } .c3 { color: #c94f8f; }
+.c4 { color: #3e8ede; } .c5 { color: #b39320; } .c6 { color: #7f6fd0; } .c7 { color: #5f9ea0; }
+"""
+"""Colours of the page around it, where it gives them."""
 
 Curve = list[tuple[float, float]]
 
@@ -48,8 +61,9 @@ def _svg(curves: Mapping[str, Curve]) -> str:
         end = WIDTH - RIGHT
         text = f"{escape(name.replace('>', ' → '))} {curve[-1][1]:.2f}"
         parts.append(f'<text class="label c{number % 8}" x="{end + 8}" y="{labels[name] + 4:.1f}">{text}</text>')
-    size = f"0 0 {WIDTH} {HEIGHT}"
-    return f'<svg class="chart" viewBox="{size}" role="img" aria-label="training curve">{"".join(parts)}</svg>'
+    head = f'xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDTH} {HEIGHT}"'
+    body = f"<style>{STYLE}</style>{''.join(parts)}"
+    return f'<svg {head} role="img" aria-label="training curve">{body}</svg>'
 
 
 def _axes(last: float, top: float, place: Any) -> str:
