@@ -1,0 +1,226 @@
+"""One model for four tasks against a model made for each: on the same samples, and with the same compute.
+
+    python -m benchmarks.specialists SECONDS [SEEDS] [key=value …]
+
+For each seed:
+- `shared`: one model trained on all four tasks for SECONDS.
+- `same samples`: the same model trained on one task alone, on as many of its samples as `shared` saw of it.
+- `same compute`: the same model trained on one task alone for SECONDS.
+- `peer`: what a library has for the task (`benchmarks.peers`), trained on the same samples alone for SECONDS.
+
+All learn by a cosine over their budget. They are judged on the same held-out samples: drawings in styles that were not
+trained on, and sentences, names, and pairs of name and style that were not. Overrides are those of `anyxform train`.
+"""
+
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+
+from anyxform.cli.build import prepared
+from anyxform.cli.conf import compose
+from anyxform.cli.train import Run
+from anyxform.data import Counts, Rows
+from anyxform.dataset import open_datasets
+from anyxform.evaluate import MODEL, Item, evaluate
+from anyxform.field import Direction, matches
+from anyxform.pipeline import Pipeline
+from anyxform.selection import choose_items
+from anyxform.sequence import Batch
+from anyxform.train import averaged, train
+from benchmarks.peers import PEERS, Peer
+
+
+@dataclass(frozen=True)
+class Task:
+    """A direction to train, and what is judged."""
+
+    trained: str
+    judged: str
+    split: str
+    metric: str
+    datasets: tuple[str, ...]
+
+
+TASKS = {
+    "captions": Task("image>text:en", "image>text:en", "instance", "exact", ("emoji",)),
+    "drawings": Task("text:en>image", "text:en>image:twemoji", "instance", "retrieval", ("emoji",)),
+    "transcripts": Task("audio:fr*>text:fr", "audio:fr*>text:fr", "test", "cer", ("stamps", "prompts")),
+    "translations": Task("text:en>text:fr", "text:en>text:fr", "test", "chrf", ("names", "emoji")),
+}
+LIMIT = 300
+OPTIONS = ("rows_per_step", "exit_every", "clip", "bf16", "exit_weight", "length_weight")
+FINAL, BATCH, PEER_LR, PEER_WARMUP = 0.02, 32, 1e-3, 100
+
+
+class Budget:
+    """Seconds, or samples; how much of it is used decides the learning rate."""
+
+    def __init__(self, *, seconds: float = math.inf, samples: float = math.inf) -> None:
+        self.seconds, self.samples = seconds, samples
+        self.began, self.seen = time.perf_counter(), Counter[str]()
+
+    def passed(self) -> float:
+        return min(1.0, max((time.perf_counter() - self.began) / self.seconds, self.seen.total() / max(1, self.samples)))
+
+    def rate(self, step: int, peak: float, warmup: int) -> float:
+        warm = min(1.0, (step + 1) / warmup)
+        return peak * warm * (FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * self.passed())))
+
+
+def opened(tasks: Sequence[str], overrides: Sequence[str], seed: int) -> Run:
+    """A run on these tasks; where a sample has several of them, each is drawn equally often."""
+    words = prepared([*overrides, "run_dir=runs/unsaved", f"seed={seed}"])
+    config = compose("train", words)
+    config["data"] |= {"directions": {TASKS[name].trained: 1.0 for name in tasks}, "hold_out": []}
+    torch.manual_seed(seed)
+    return Run(config, words)
+
+
+def training_rows(run: Run) -> Rows:
+    return run.data.rows("train", run.state.model, run.modalities, seed=run.config["seed"], pad=False)
+
+
+def tasks_of(batch: Batch) -> Counter[str]:
+    """How many samples of each task a row holds."""
+    starts, found = torch.tensor(batch.segments.starts), Counter[str]()
+    for target in batch.targets.values():
+        segments = torch.searchsorted(starts, target.label_index, right=True)
+        pairs = torch.stack([segments, target.label_directions]).unique(dim=1)
+        found.update(batch.directions[number] for number in pairs[1].tolist())
+    tasks = Counter[str]()
+    for direction, number in found.items():
+        name = next(n for n, it in TASKS.items() if matches(Direction.parse(direction), it.trained))
+        tasks[name] += number
+    return tasks
+
+
+def train_ours(tasks: Sequence[str], overrides: Sequence[str], seed: int, budget: Budget) -> Run:
+    """One model on these tasks until the budget is used."""
+    run = opened(tasks, overrides, seed)
+    options, optim = run.config["train"], run.config["optim"]
+
+    def rows() -> Iterator[tuple[Batch, Any]]:
+        for batch, position in training_rows(run).from_position():
+            budget.seen.update(tasks_of(batch))
+            yield batch, position
+
+    steps = train(
+        run.state, rows(), steps=10**9, lr=lambda step: budget.rate(step, optim["lr"], optim["warmup"]),
+        seed=seed, weights=options["loss_weights"], **{name: options[name] for name in OPTIONS},
+    )  # fmt: skip
+    for _ in steps:
+        if budget.passed() == 1:
+            break
+    return run
+
+
+def train_peer(task: str, overrides: Sequence[str], seed: int, budget: Budget) -> tuple[Peer, Run]:
+    """The library's architecture on the task's samples until the budget is used."""
+    run = opened([task], [*overrides, "data.condition_dropout=0"], seed)
+    size, examples = run.config["model"], training_rows(run).examples
+    torch.manual_seed(seed)
+    peer = PEERS[task](run.modalities, size["dim"], size["depth"], size["num_heads"]).train()
+    optimizer = torch.optim.AdamW(peer.parameters(), lr=PEER_LR, betas=(0.9, 0.95), weight_decay=0.1)
+    found = (example for example in (examples(index, Counts()) for index in count()) if example is not None)
+    step = 0
+    while budget.passed() < 1:
+        batch = [next(found) for _ in range(BATCH)]
+        for group in optimizer.param_groups:
+            group["lr"] = budget.rate(step, PEER_LR, PEER_WARMUP)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.config["train"]["bf16"]):
+            loss = peer(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        optimizer.step()
+        budget.seen[task] += BATCH
+        step += 1
+    return peer.eval(), run
+
+
+def held_out(task: Task, run: Run) -> list[Item]:
+    """What the task is judged on, the same for every system."""
+    config = run.config["data"]
+    chosen = {name: config["datasets"][name] for name in task.datasets}
+    datasets = open_datasets(chosen, run.modalities, root=config["root"], split=task.split)
+    new_only = task.split == "instance"
+    return choose_items(datasets, run.modalities, patterns=[task.judged], limit=LIMIT, new_only=new_only).items
+
+
+def answers(run: Run, items: Sequence[Item]) -> list[Any]:
+    with averaged(run.state) as model:
+        model.eval()
+        found = Pipeline(model, run.modalities).answer([it.direction for it in items], [it.sources for it in items])
+        model.train()
+    return found
+
+
+def written(peer: Peer, run: Run, items: Sequence[Item]) -> list[Any]:
+    texts: list[Any] = []
+    for start in range(0, len(items), BATCH):
+        some = items[start : start + BATCH]
+        sources = [
+            run.modalities[it.direction.sources[0].modality].preprocess(value) for it in some for value in it.sources
+        ]
+        texts += [run.modalities["text"].from_codes(codes) for codes in peer.write(sources)]
+    return texts
+
+
+def one_seed(seconds: float, overrides: Sequence[str], seed: int) -> dict[str, Any]:
+    """Every system's metric on every task, with the gain of `shared` over each."""
+    budget = Budget(seconds=seconds)
+    shared = train_ours(list(TASKS), overrides, seed, budget)
+    results: dict[str, Any] = {}
+    for name, task in TASKS.items():
+        items = held_out(task, shared)
+        systems = {MODEL: answers(shared, items)}
+        samples = {"shared": budget.seen[name]}
+        alone: dict[str, Callable[[], Budget]] = {
+            "same samples": lambda name=name: Budget(samples=budget.seen[name]),  # type: ignore[misc]
+            "same compute": lambda: Budget(seconds=seconds),
+        }
+        for label, make in alone.items():
+            own = make()
+            systems[label] = answers(train_ours([name], overrides, seed, own), items)
+            samples[label] = own.seen.total()
+        if name in PEERS:
+            own = Budget(seconds=seconds)
+            systems["peer"] = written(*train_peer(name, overrides, seed, own), items)
+            samples["peer"] = own.seen.total()
+        (row,) = evaluate(items, systems, shared.modalities, seed=seed).summary
+        results[name] = {
+            "metric": task.metric,
+            "n": row.n,
+            "samples": samples,
+            "values": {("shared" if it == MODEL else it): vars(row.systems[it][task.metric]) for it in systems},
+            "gain": {it: vars(against[task.metric].gain) for it, against in row.against.items()},
+        }
+        print(f"seed {seed}, {name}: {_line(results[name])}", flush=True)
+    return results
+
+
+def _line(result: dict[str, Any]) -> str:
+    values = ", ".join(
+        f"{name} {it['value']:.3f} [{it['low']:.3f}, {it['high']:.3f}] after {result['samples'][name]:,} samples"
+        for name, it in result["values"].items()
+    )
+    return f"{result['metric']} of {result['n']}: {values}"
+
+
+def main(seconds: float, seeds: int, overrides: Sequence[str]) -> None:
+    found = [one_seed(seconds, overrides, seed) for seed in range(seeds)]
+    print(json.dumps({"seconds": seconds, "overrides": list(overrides), "seeds": found}))
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    plain = [word for word in words if "=" not in word]
+    main(float(plain[0]), int(plain[1]) if len(plain) > 1 else 1, [word for word in words if "=" in word])
