@@ -68,7 +68,9 @@ class Budget:
         self.began, self.seen = time.perf_counter(), Counter[str]()
 
     def passed(self) -> float:
-        return min(1.0, max((time.perf_counter() - self.began) / self.seconds, self.seen.total() / max(1, self.samples)))
+        return min(
+            1.0, max((time.perf_counter() - self.began) / self.seconds, self.seen.total() / max(1, self.samples))
+        )
 
     def rate(self, step: int, peak: float, warmup: int) -> float:
         warm = min(1.0, (step + 1) / warmup)
