@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from anyxform.cli import main
@@ -269,6 +270,18 @@ def test_an_earlier_checkpoint_goes_on_in_another_folder(
     check_line(capsys, f"holds later checkpoints than step-{STEPS - 3:08d}: give another run_dir")
     assert main(tiny.train(tmp_path / "2024", *OPTIONS, f"resume={earlier}")) == 0
     assert losses(tmp_path / "2024") == losses(uninterrupted)[-3:]
+
+
+def test_what_a_run_was_trained_with_before_is_kept(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    first = (copy / "config.yaml").read_text()
+    more = ("resume=auto", "optim.lr=0.001", "train.steps=8")
+    assert main(tiny.train(copy, *more)) == 0
+    assert main(tiny.train(copy, *more)) == 0, "nothing to do, nothing to keep"
+    assert (copy / "config-until-00000006.yaml").read_text() == first
+    now = yaml.safe_load((copy / "config.yaml").read_text())
+    assert now["train"]["steps"] == 8 and len(list(copy.glob("config*"))) == 2
 
 
 def test_a_run_of_broken_checkpoints_is_not_overwritten(

@@ -38,8 +38,8 @@ def main(arguments: list[str]) -> int:
             directions=config["directions"], facts=config["facts"],
             dtype=torch.bfloat16 if options.dtype == "bf16" else None,
         )  # fmt: skip
-        if (run / "config.yaml").is_file():
-            (folder / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+        for path in sorted(run.glob("config*.yaml")):
+            (folder / path.name).write_bytes(path.read_bytes())
         if journal:
             text = "".join(json.dumps(line) + "\n" for line in thinned(journal))
             (folder / "metrics.jsonl").write_text(text, encoding="utf-8")

@@ -132,7 +132,7 @@ class Run:
             print(text, file=sys.stderr)
             return 0
         self.dir.mkdir(parents=True, exist_ok=True)
-        (self.dir / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+        self._write_config()
         pad = options["compile"] or self.device.type == "cuda"
         rows = self.data.rows("train", state.model, self.modalities, seed=self.config["seed"], pad=pad)
         shown = display(options["steps"], state.step, every=options["log_every"])
@@ -146,6 +146,13 @@ class Run:
             reasons = "; ".join(rows.counts.reasons[:3])
             print(f"left out {rows.counts.broken} of {rows.counts.samples} samples: {reasons}", file=sys.stderr)
         return self._farewell(interrupts.received)
+
+    def _write_config(self) -> None:
+        """config.yaml; where the run goes on with another, the one so far is kept, named by the step up to which it held."""
+        path, text = self.dir / "config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+        if self.start is not None and path.is_file() and _trained_by(path.read_text()) != _trained_by(text):
+            path.rename(self.dir / f"config-until-{self.state.step:08d}.yaml")
+        path.write_text(text)
 
     def _resume(self, checkpoint: Path) -> None:
         resume.load(checkpoint, self.state, self.settings, self.modalities)
@@ -283,6 +290,11 @@ def first_checkpoint(run_dir: Path, wanted: str | bool | None, *, named: bool) -
     if any(later.name > folder.name for later in resume.checkpoints(run_dir)):
         raise ValueError(f"{run_dir} holds later checkpoints than {folder.name}: give another run_dir, or resume=auto")
     return folder
+
+
+def _trained_by(text: str) -> dict[str, Any]:
+    """What of a config.yaml can change the weights, or says how long to go on."""
+    return {key: value for key, value in yaml.safe_load(text).items() if key not in ("run_dir", "resume")}
 
 
 def due(step: int, every: int, last: bool = False) -> bool:
