@@ -148,7 +148,7 @@ class Run:
         return self._farewell(interrupts.received)
 
     def _write_config(self) -> None:
-        """config.yaml; where the run goes on with another, the one so far is kept, named by the step up to which it held."""
+        """config.yaml; if the run goes on with another, the one so far is kept, named by its last step."""
         path, text = self.dir / "config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
         if self.start is not None and path.is_file() and _trained_by(path.read_text()) != _trained_by(text):
             path.rename(self.dir / f"config-until-{self.state.step:08d}.yaml")
