@@ -1,12 +1,14 @@
 """Checkpoints and fitted tokenizers on disk: data only, never code.
 
     tokenizer folder/      config.json  state.safetensors
-    checkpoint folder/     config.json  model.safetensors  modalities.safetensors
+    checkpoint folder/     config.json  model.safetensors  modalities.safetensors  manifest.json
 
 Tensors are safetensors, everything else JSON; nothing is unpickled, and classes are only found among the installed
-plug-ins. Folders appear whole or not at all. What resuming needs beside these: `anyxform.resume`.
+plug-ins. Folders appear whole or not at all, and the manifest, written last, has the digest of every file. What
+resuming needs beside these: `anyxform.resume`.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +26,9 @@ from anyxform.modality import Modality, registry
 from anyxform.model import Transformer
 
 FORMAT = 1
+MANIFEST = "manifest.json"
+Contents = dict[str, Any]
+"""Files by name: tensors by name for one that ends with .safetensors, plain values for one that ends with .json."""
 
 
 @contextmanager
@@ -44,6 +49,16 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def tidy(parent: Path) -> None:
+    """Remove what a process that was killed while it wrote left in this folder, and put back what it had moved away."""
+    for old in parent.glob(".*.old"):
+        folder = parent / old.name[1:].rsplit(".", 2)[0]
+        if not folder.exists():
+            old.rename(folder)
+    for left in [*parent.glob(".*.tmp"), *parent.glob(".*.old")]:
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -84,7 +99,7 @@ def save_modality(modality: Modality, folder: str | Path) -> None:
         write_json(
             temporary / "config.json", {"format": FORMAT, "modality": modality.name, "config": modality.config()}
         )
-        save_tensors(modality.state(), temporary / "state.safetensors")
+        save_file(copied(modality.state()), temporary / "state.safetensors")
 
 
 def load_modality(folder: str | Path, **changes: Any) -> Modality:
@@ -118,8 +133,7 @@ def _build(
     return modality
 
 
-def save(
-    folder: Path,
+def contents(
     model: Transformer,
     modalities: Mapping[str, Modality],
     *,
@@ -127,11 +141,11 @@ def save(
     directions: list[str] | None = None,
     facts: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-) -> None:
-    """Write what inference needs into an existing folder: `weights` (their average, say) or the model's own.
+) -> Contents:
+    """What inference needs, copied: `weights` (their average, say) or the model's own, and the modalities.
 
-    `directions` are those trained on; `facts` say how (plain values, for a model card). `dtype`: of the file's
-    floating-point tensors; None leaves them as they are.
+    `directions` are those trained on; `facts` say how (plain values, for a model card). `dtype`: of the floating-point
+    tensors; None leaves them as they are.
     """
     config = {
         "format": FORMAT,
@@ -143,9 +157,52 @@ def save(
     }
     own = model_tensors(model)
     states = {f"{name}.{key}": tensor for name, it in modalities.items() for key, tensor in it.state().items()}
-    save_tensors({name: (weights or own)[name] for name in own}, folder / "model.safetensors", dtype)
-    save_tensors(states, folder / "modalities.safetensors", dtype)
-    write_json(folder / "config.json", config)
+    return {
+        "config.json": config,
+        "model.safetensors": copied({name: (weights or own)[name] for name in own}, dtype),
+        "modalities.safetensors": copied(states, dtype),
+    }
+
+
+def copied(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Tensors as safetensors wants them: on the CPU, dense, none sharing memory with another or with these."""
+    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    if dtype is None:
+        return own
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in own.items()}
+
+
+def write(folder: Path, files: Contents) -> None:
+    """Write the files into an existing folder, and last their manifest."""
+    for name, content in files.items():
+        if name.endswith(".json"):
+            write_json(folder / name, content)
+        else:
+            save_file(content, folder / name)
+    digests = {name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in files}
+    write_json(folder / MANIFEST, {"format": FORMAT, "files": digests})
+
+
+def verify(folder: Path) -> None:
+    """ValueError if a file is missing or is not what was written; a folder without a manifest is taken as it is."""
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest = read_json(folder / MANIFEST)
+    try:
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(f"{folder / MANIFEST} is damaged: take another checkpoint, or copy it again") from None
+    for name, (size, digest) in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: the checkpoint or tokenizer is not whole")
+        if path.stat().st_size != size or _digest(path) != digest:
+            raise ValueError(f"{path} is damaged, not what was written: take another checkpoint, or copy it again")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(folder: str | Path) -> tuple[Transformer, dict[str, Modality], dict[str, Any]]:
@@ -155,6 +212,7 @@ def load(folder: str | Path) -> tuple[Transformer, dict[str, Modality], dict[str
     is not installed.
     """
     folder = find(folder)
+    verify(folder)
     config = read_json(folder / "config.json")
     if config.get("format") != FORMAT:
         raise ValueError(f"{folder} has format {config.get('format')!r}, this version reads {FORMAT}: upgrade anyxform")
@@ -204,14 +262,3 @@ def load_tensors(own: Mapping[str, Tensor], path: Path) -> None:
                 f"{path} is of another model: {name} has shape {tuple(saved[name].shape)}, not {tuple(own[name].shape)}"
             )
         own[name].copy_(saved[name])
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None = None) -> None:
-    """Write tensors as safetensors wants them: on the CPU, dense, none sharing memory with another.
-
-    `dtype`: of floating-point ones; None leaves them as they are.
-    """
-    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    if dtype is not None:
-        own = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in own.items()}
-    save_file(own, path)

@@ -5,13 +5,18 @@ run_dir/checkpoints/step-00000100/                  see `anyxform.checkpoint`, a
     weights.safetensors                             the raw weights, where model.safetensors is their average
     optimizer.safetensors                           tensors named "<parameter>.<state>"
     state.json                                      step, position in the data, counts, settings that must not change
+
+A run's checkpoints are copied in memory, which is what the training waits for, and written beside it (`Saver`).
 """
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,13 +36,14 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 
 def newest_whole(run_dir: Path) -> Path | None:
-    """The newest checkpoint of which every file can be opened; None if there is none."""
+    """The newest checkpoint of which every file is what was written; None if there is none."""
     return next((folder for folder in reversed(checkpoints(run_dir)) if is_whole(folder)), None)
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint can be resumed from, judged by its files' headers and lengths."""
+    """Whether a checkpoint can be resumed from, judged by its manifest, or its files' headers and lengths."""
     try:
+        checkpoint.verify(folder)
         for name in ("config.json", "state.json"):
             json.loads((folder / name).read_text(encoding="utf-8"))
         files = {folder / f"{name}.safetensors" for name in ("model", "modalities", "optimizer")}
@@ -49,35 +55,121 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
-def save(
-    run_dir: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of a run as it stands at a step, whatever the training does next."""
+
+    step: int
+    files: checkpoint.Contents
+
+
+def snapshot(
     state: TrainState,
     modalities: Mapping[str, Modality],
     *,
     settings: Mapping[str, Any],
     directions: list[str],
     facts: Mapping[str, Any],
-    keep: int = 3,
-) -> Path:
-    """Write a checkpoint of the run as it stands, point `latest` at it and delete all but the newest `keep`.
+    val_loss: float | None = None,
+) -> Snapshot:
+    """Copy all that a checkpoint holds. `settings` are those that must be the same when the run goes on (see `load`).
 
-    `settings` are those that must be the same when the run goes on (see `load`).
+    `val_loss`: of the weights for inference, by which the best checkpoint is told.
     """
-    folder = run_dir / "checkpoints" / f"{PREFIX}{state.step:08d}"
+    average = None if state.ema is None else state.ema.weights
+    files = checkpoint.contents(state.model, modalities, weights=average, directions=directions, facts=facts)
+    if average is not None:
+        files["weights.safetensors"] = checkpoint.copied(checkpoint.model_tensors(state.model))
+    files["optimizer.safetensors"] = checkpoint.copied(_optimizer_tensors(state))
+    counts = {name: getattr(state, name) for name in COUNTS}
+    files["state.json"] = json.loads(json.dumps({**counts, "settings": dict(settings), "val_loss": val_loss}))
+    return Snapshot(state.step, files)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the `newest`, that of the lowest validation loss if `best`, and each `every` steps."""
+
+    newest: int = 3
+    best: bool = False
+    every: int = 0
+
+    def superfluous(self, folders: Sequence[Path]) -> list[Path]:
+        """Those of a run's checkpoints, oldest first, that need not stay."""
+        kept = set(folders[-max(1, self.newest) :])
+        kept |= {folder for folder in folders if self.every and _step(folder) % self.every == 0}
+        judged = {folder: loss for folder in folders if (loss := _val_loss(folder)) is not None} if self.best else {}
+        kept |= {min(judged, key=lambda folder: judged[folder])} if judged else set()
+        return [folder for folder in folders if folder not in kept]
+
+
+def _step(folder: Path) -> int:
+    number = folder.name.removeprefix(PREFIX)
+    return int(number) if number.isdigit() else -1
+
+
+def _val_loss(folder: Path) -> float | None:
+    try:
+        loss = checkpoint.read_json(folder / "state.json").get("val_loss")
+    except ValueError:
+        return None
+    return loss if isinstance(loss, float) else None
+
+
+def write(run_dir: Path, taken: Snapshot, keep: Keep = Keep()) -> Path:
+    """Write a checkpoint, point `latest` at it and delete those that need not be kept."""
+    folder = run_dir / "checkpoints" / f"{PREFIX}{taken.step:08d}"
     with checkpoint.atomic_folder(folder) as temporary:
-        average = None if state.ema is None else state.ema.weights
-        checkpoint.save(temporary, state.model, modalities, weights=average, directions=directions, facts=facts)
-        if average is not None:
-            checkpoint.save_tensors(checkpoint.model_tensors(state.model), temporary / "weights.safetensors")
-        checkpoint.save_tensors(_optimizer_tensors(state), temporary / "optimizer.safetensors")
-        counts = {name: getattr(state, name) for name in COUNTS}
-        checkpoint.write_json(temporary / "state.json", {**counts, "settings": dict(settings)})
+        checkpoint.write(temporary, taken.files)
     pointer = folder.parent / ".latest"
     pointer.write_text(folder.name + "\n", encoding="utf-8")
     pointer.replace(folder.parent / "latest")
-    for old in checkpoints(run_dir)[: -max(1, keep)]:
+    for old in keep.superfluous(checkpoints(run_dir)):
         shutil.rmtree(old)
     return folder
+
+
+class Saver:
+    """Writes a run's checkpoints one after another while the training goes on. Use it as a context: it ends by waiting.
+
+    One that cannot be written, on a full disk say, leaves those before as they are; `failed` is told, and the next is
+    tried like any other.
+    """
+
+    def __init__(self, run_dir: Path, keep: Keep = Keep(), failed: Callable[[str], None] = lambda text: None) -> None:
+        self.run_dir, self.keep, self.failed = run_dir, keep, failed
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self.writing: Future[Path] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+
+    def save(self, taken: Snapshot) -> None:
+        """Have it written; waits only where the one before is not yet."""
+        try:
+            self.wait()
+        except OSError as error:
+            self.failed(str(error))
+        self.writing = self._thread.submit(self._write, taken)
+
+    def wait(self) -> None:
+        """Until the last one is written; an OSError says why it could not be, and where the run can go on from."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, taken: Snapshot) -> Path:
+        try:
+            return write(self.run_dir, taken, self.keep)
+        except (OSError, SafetensorError) as error:
+            before = newest_whole(self.run_dir)
+            rest = f"the run can go on from {before}" if before else "there is none before it"
+            raise OSError(f"the checkpoint of step {taken.step} cannot be written ({error}): {rest}") from error
 
 
 def load(folder: Path, state: TrainState, settings: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
@@ -86,6 +178,7 @@ def load(folder: Path, state: TrainState, settings: Mapping[str, Any], modalitie
     ValueError if a setting is another than the run was started with, named with both values, or if a modality or its
     tokenizer is another.
     """
+    checkpoint.verify(folder)
     saved = checkpoint.read_json(folder / "state.json")
     config = checkpoint.read_json(folder / "config.json")
     _check_same(folder, saved["settings"], json.loads(json.dumps(dict(settings))))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from anyxform import checkpoint
-from anyxform.checkpoint import atomic_folder, find, load, load_modality, save, save_modality
+from anyxform.checkpoint import atomic_folder, contents, find, load, load_modality, save_modality, tidy, write
 from tests.toy import ToyImage, ToySound, ToyText, toys
 from tests.toy_training import toy_model, toy_row
 
@@ -44,7 +44,8 @@ def fitted(width=2):
 def folder(tmp_path) -> Path:
     modalities = toys() | {"text": fitted()}
     with atomic_folder(tmp_path / "run" / "checkpoints" / "step-00000007") as temporary:
-        save(temporary, toy_model(modalities), modalities, directions=["text>image"], facts={"steps": 7})
+        facts = {"directions": ["text>image"], "facts": {"steps": 7}}
+        write(temporary, contents(toy_model(modalities), modalities, **facts))
     return tmp_path / "run" / "checkpoints" / "step-00000007"
 
 
@@ -63,13 +64,14 @@ def test_round_trip(folder):
 def test_untied_models_too(tmp_path):
     model = toy_model(tie_embeddings=False)
     with atomic_folder(tmp_path / "it") as temporary:
-        save(temporary, model, toys() | {"text": fitted()})
+        write(temporary, contents(model, toys() | {"text": fitted()}))
     assert load(tmp_path / "it")[0].targets["text"].head is not load(tmp_path / "it")[0].targets["text"].embedding
 
 
 def test_nothing_but_data_is_stored(folder):
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
+        "manifest.json",
         "modalities.safetensors",
         "model.safetensors",
     ]
@@ -83,8 +85,17 @@ def test_a_run_and_its_checkpoints_stand_for_the_newest(folder):
 
 
 def spoil(folder: Path, **changes: object) -> None:
+    """As another version may have written it."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    (folder / "manifest.json").unlink()
+
+
+def flip(path: Path) -> None:
+    """One bit, in the middle of the numbers: every header and every length is right."""
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 4
+    path.write_bytes(bytes(data))
 
 
 def cut(path: Path) -> None:
@@ -95,8 +106,15 @@ def cut(path: Path) -> None:
     ("damage", "message"),
     [
         (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors is missing"),
-        (lambda f: cut(f / "model.safetensors"), r"model\.safetensors cannot be read"),
-        (lambda f: cut(f / "config.json"), r"config\.json cannot be read"),
+        (
+            lambda f: cut(f / "model.safetensors"),
+            r"model\.safetensors is damaged, not what was written: take another",
+        ),
+        (lambda f: flip(f / "model.safetensors"), r"model\.safetensors is damaged, not what was written"),
+        (lambda f: flip(f / "modalities.safetensors"), r"modalities\.safetensors is damaged"),
+        (lambda f: cut(f / "config.json"), r"config\.json is damaged"),
+        (lambda f: cut(f / "manifest.json"), r"manifest\.json cannot be read"),
+        (lambda f: (f / "manifest.json").write_text("[]"), r"manifest\.json is damaged: take another"),
         (lambda f: spoil(f, format=99), "has format 99.* upgrade anyxform"),
         (
             lambda f: spoil(f, modalities={"dna": {}}),
@@ -163,3 +181,10 @@ def test_a_tokenizer_that_was_fitted_otherwise(tmp_path):
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "config.json").write_text("[]")
         load_modality(tmp_path / "other")
+
+
+def test_what_a_killed_process_left_is_tidied_up(tmp_path):
+    for name in (".step-00000003.41.tmp", ".step-00000002.41.old", ".step-00000001.41.old", "step-00000001"):
+        (tmp_path / name).mkdir()
+    tidy(tmp_path)
+    assert {folder.name for folder in tmp_path.iterdir()} == {"step-00000001", "step-00000002"}

@@ -1,7 +1,11 @@
+import errno
+import re
+import threading
+
 import pytest
 import torch
 
-from anyxform import resume
+from anyxform import checkpoint, resume
 from anyxform.checkpoint import model_tensors
 from anyxform.train import TrainState, train
 from tests.toy import toys
@@ -17,8 +21,12 @@ def trained(steps: int, state: TrainState | None = None) -> tuple[TrainState, li
     return state, [m["loss"] for m in train(state, toy_rows(state.position), steps=steps, **OPTIONS)]
 
 
-def saved(run_dir, state, **options):
-    return resume.save(run_dir, state, toys(), settings=SETTINGS, directions=[], facts={}, **options)
+def taken(state, **options):
+    return resume.snapshot(state, toys(), settings=SETTINGS, directions=[], facts={}, **options)
+
+
+def saved(run_dir, state, **keep):
+    return resume.write(run_dir, taken(state), resume.Keep(**keep))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -62,7 +70,7 @@ def test_the_last_few_are_kept_and_latest_names_the_newest(tmp_path):
     state = toy_state()
     for step in range(1, 6):
         state.step = step
-        saved(tmp_path, state, keep=2)
+        saved(tmp_path, state, newest=2)
     assert [folder.name for folder in resume.checkpoints(tmp_path)] == ["step-00000004", "step-00000005"]
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000005\n"
 
@@ -90,3 +98,71 @@ def test_settings_that_must_not_change(tmp_path, settings, message):
     folder = saved(tmp_path, toy_state())
     with pytest.raises(ValueError, match=message):
         resume.load(folder, toy_state(), settings, toys())
+
+
+def test_the_best_and_every_so_many_are_kept_too(tmp_path):
+    state = toy_state()
+    for step, loss in enumerate([3.0, 1.5, 2.0, None, 2.5, 1.9, 2.2], start=1):
+        state.step = step
+        resume.write(tmp_path, taken(state, val_loss=loss), resume.Keep(newest=1, best=True, every=3))
+    assert [int(folder.name[-8:]) for folder in resume.checkpoints(tmp_path)] == [2, 3, 6, 7]
+
+
+def test_what_is_being_written_does_not_change_with_the_training(tmp_path):
+    state, _ = trained(3)
+    before = {name: tensor.clone() for name, tensor in model_tensors(state.model).items()}
+    copy = taken(state)
+    trained(6, state)
+    folder = resume.write(tmp_path, copy)
+    other = toy_state(**CHANCE)
+    resume.load(folder, other, SETTINGS, toys())
+    assert other.step == 3 and all(torch.equal(model_tensors(other.model)[name], t) for name, t in before.items())
+
+
+def test_checkpoints_are_written_beside_the_training(tmp_path, monkeypatch):
+    """The training is not kept waiting by the first, and waits with the second until the first is written."""
+    slow, release = threading.Event(), threading.Event()
+    monkeypatch.setattr(checkpoint, "write", held_up(checkpoint.write, slow, release))
+    state = toy_state()
+    with resume.Saver(tmp_path) as saver:
+        saver.save(taken(state))
+        assert slow.wait(10) and resume.checkpoints(tmp_path) == []
+        threading.Timer(0.2, release.set).start()
+        state.step = 1
+        saver.save(taken(state))
+        assert [folder.name for folder in resume.checkpoints(tmp_path)][:1] == ["step-00000000"]
+        saver.wait()
+        assert len(resume.checkpoints(tmp_path)) == 2
+
+
+def held_up(call, began, release):
+    def wrapper(*arguments):
+        began.set()
+        release.wait(10)
+        return call(*arguments)
+
+    return wrapper
+
+
+def test_a_full_disk_leaves_the_last_good_one_and_says_so(tmp_path, monkeypatch):
+    state, said = toy_state(), []
+    with resume.Saver(tmp_path, failed=said.append) as saver:
+        saver.save(taken(state))
+        saver.wait()
+        monkeypatch.setattr(checkpoint, "_sync", full)
+        state.step = 5
+        saver.save(taken(state))
+        state.step = 6
+        saver.save(taken(state))  # tried again, whatever became of the one before
+        message = (
+            "the checkpoint of step {} cannot be written .*No space left on device.*: the run can go on from .*0000"
+        )
+        assert len(said) == 1 and re.search(message.format(5), said[0])
+        with pytest.raises(OSError, match=message.format(6)):
+            saver.wait()
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir() if folder.is_dir()] == ["step-00000000"]
+    assert resume.newest_whole(tmp_path).name == "step-00000000"
+
+
+def full(path):
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -33,11 +33,9 @@ def main(arguments: list[str]) -> int:
     run = source.parents[1] if source.parent.name == "checkpoints" else source
     journal = _until(read_journal(run / "metrics.jsonl"), config["facts"].get("steps"))
     with checkpoint.atomic_folder(options.out) as folder:
-        checkpoint.save(
-            folder, model, modalities,
-            directions=config["directions"], facts=config["facts"],
-            dtype=torch.bfloat16 if options.dtype == "bf16" else None,
-        )  # fmt: skip
+        dtype = torch.bfloat16 if options.dtype == "bf16" else None
+        own = {name: config[name] for name in ("directions", "facts")}
+        checkpoint.write(folder, checkpoint.contents(model, modalities, dtype=dtype, **own))
         for path in sorted(run.glob("config*.yaml")):
             (folder / path.name).write_bytes(path.read_bytes())
         if journal:

@@ -13,6 +13,7 @@ import yaml
 
 from anyxform import __version__, resume
 from anyxform import train as training
+from anyxform.checkpoint import tidy
 from anyxform.cli.build import Data, build_modalities, modality_classes, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.cli.interrupts import Interrupted, Interrupts
@@ -100,11 +101,17 @@ class Run:
             "versions": {"anyxform": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
         }
 
-    def save(self) -> Path:
-        return resume.save(
-            self.dir, self.state, self.modalities,
-            settings=self.settings, directions=self.directions, facts=self.facts, keep=self.options["keep"],
+    def snapshot(self, val_loss: float | None = None) -> resume.Snapshot:
+        """A copy of the run as it stands, for a checkpoint."""
+        return resume.snapshot(
+            self.state, self.modalities,
+            settings=self.settings, directions=self.directions, facts=self.facts, val_loss=val_loss,
         )  # fmt: skip
+
+    @property
+    def keep(self) -> resume.Keep:
+        options = self.options
+        return resume.Keep(options["keep"], options["keep_best"], options["keep_every"])
 
     def steps(self, rows: Iterable[tuple[Batch, Any]]) -> Iterator[Metrics]:
         """The run's steps as its config wants them."""
@@ -136,12 +143,14 @@ class Run:
         pad = options["compile"] or self.device.type == "cuda"
         rows = self.data.rows("train", state.model, self.modalities, seed=self.config["seed"], pad=pad)
         shown = display(options["steps"], state.step, every=options["log_every"])
-        with Interrupts() as interrupts, shown, Journal(self.dir, state.step) as journal:
+        saver = resume.Saver(self.dir, self.keep, failed=shown.say)
+        with Interrupts() as interrupts, shown, Journal(self.dir, state.step) as journal, saver:
             shown.say(self.summary())
             if idle := self.data.idle_patterns(list(self.modalities)):
                 shown.say(f"no training sample fits {', '.join(idle)} of data.directions or data.hold_out")
             validate, sample = self._validation(pad), self._probes(journal)
-            self._steps(rows, interrupts, shown, journal, validate, sample)
+            self._steps(rows, interrupts, shown, journal, saver, validate, sample)
+            saver.wait()
         if rows.counts.reasons:
             reasons = "; ".join(rows.counts.reasons[:3])
             print(f"left out {rows.counts.broken} of {rows.counts.samples} samples: {reasons}", file=sys.stderr)
@@ -155,6 +164,7 @@ class Run:
         path.write_text(text)
 
     def _resume(self, checkpoint: Path) -> None:
+        tidy(self.dir / "checkpoints")
         resume.load(checkpoint, self.state, self.settings, self.modalities)
         for later in resume.checkpoints(self.dir):
             if later.name > checkpoint.name:  # else they would outlive those that are to come
@@ -167,6 +177,7 @@ class Run:
         interrupts: Interrupts,
         shown: Display,
         journal: Journal,
+        saver: resume.Saver,
         validate: Callable[[], Metrics],
         sample: Callable[[int], None],
     ) -> None:
@@ -184,12 +195,12 @@ class Run:
                 if due(step, options["sample_every"], last) and not stop:
                     sample(step)
                 if last or stop or due(step, options["checkpoint_every"]):
-                    self.save()
+                    saver.save(self.snapshot(metrics.get("val_loss")))
                 if stop:
                     break
         except Interrupted:
             if state.step > begun:
-                self.save()
+                saver.save(self.snapshot())
 
     def _validation(self, pad: bool) -> Callable[[], Metrics]:
         """What measures the averaged weights on the same rows of the validation split again and again."""
