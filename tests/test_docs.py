@@ -71,6 +71,8 @@ def test_a_command_works(line: str, home: Path, capsys: pytest.CaptureFixture[st
         assert compose(name, arguments)
     elif name == "eval":
         assert main([name, *arguments, "split=val", "judges=false", "limit=2"]) == 0, capsys.readouterr().err
+    elif name == "data":
+        assert arguments[0] != "check" or compose("check", arguments[1:])
     elif name in ("modalities", "doctor"):
         assert main([name]) == 0
 
