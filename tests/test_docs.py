@@ -9,6 +9,7 @@ import pytest
 
 from anyxform.cli import COMMANDS, main
 from anyxform.cli.conf import compose
+from anyxform.cli.eval import suited
 from tests.tiny import Tiny
 
 PAGES = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
@@ -69,6 +70,8 @@ def test_a_command_works(line: str, home: Path, capsys: pytest.CaptureFixture[st
         assert main([name, *arguments]) == 0, capsys.readouterr().err
     elif name in ("train", "tokenizer"):
         assert compose(name, arguments)
+    elif name == "eval" and arguments[0] == "starter":  # whose suite needs the starter's data
+        assert compose(name, suited("starter", arguments[1:]))["suite"]
     elif name == "eval":
         assert main([name, *arguments, "split=val", "judges=false", "limit=2"]) == 0, capsys.readouterr().err
     elif name == "data":

@@ -68,7 +68,8 @@ def test_the_wheel_holds_the_packages_and_the_configs_and_nothing_else(built: Pa
     }
     assert names == expected
     assert {"anyxform/py.typed", "modalities/py.typed", "anyxform/demo/style.css", "anyxform/conf/train.yaml"} <= names
-    assert not DATA & {Path(name).suffix for name in names}
+    assert not DATA & {Path(name).suffix for name in names if not name.startswith("anyxform/pretrained/")}
+    assert {f"anyxform/pretrained/starter/{name}" for name in ("model.safetensors", "MODEL_CARD.md")} <= names
 
 
 def test_its_metadata_are_whole(built: Path) -> None:
@@ -81,13 +82,14 @@ def test_its_metadata_are_whole(built: Path) -> None:
     assert (ROOT / "README.md").read_text().strip() in metadata
 
 
-def test_the_sdist_holds_no_data(built: Path) -> None:
+def test_the_sdist_holds_no_data_but_the_starter(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
     assert "tests/test_wheel.py" in names and "Makefile" in names
-    assert not [name for name in names if name.startswith("data/") or Path(name).suffix in DATA]
-    assert sdist.stat().st_size < 2e6
+    data = [name for name in names if name.startswith("data/") or Path(name).suffix in DATA]
+    assert all(name.startswith("anyxform/pretrained/") for name in data), data
+    assert sdist.stat().st_size < 40e6
 
 
 def test_it_runs_outside_of_the_checkout(installed: Path) -> None:
@@ -109,6 +111,12 @@ print(json.dumps({
     assert [Path(place) for place in found["entries"]] == [installed] * 3
     assert f"anyxform {found['version']}" == run(installed, "-m", "anyxform", "--version").strip()
     assert found["depth"] > 0 and found["modalities"] == ["text", "image", "audio"] and not found["torch"]
+
+
+def test_it_brings_a_model_that_answers(installed: Path) -> None:
+    """The starter, from the wheel alone, offline."""
+    answer = run(installed, "-m", "anyxform", "run", "dog", "--to", "text:fr")
+    assert answer.strip()
 
 
 def test_it_finds_its_own_modalities(installed: Path) -> None:

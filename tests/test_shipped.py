@@ -1,0 +1,46 @@
+"""The checkpoint that is shipped with the package: small, whole, and a model that has learnt something."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import anyxform
+from anyxform import checkpoint
+from anyxform.dataset import open_datasets
+from anyxform.pipeline import SHIPPED, Pipeline
+from anyxform.selection import choose_items
+
+FOLDER = SHIPPED / "starter"
+ROOT = Path(__file__).parents[1] / "data" / "starter"
+FIELDS = {"text:*": "json.text.*"}
+
+
+@pytest.fixture(scope="module")
+def starter() -> Pipeline:
+    return anyxform.load()
+
+
+def test_it_is_what_its_name_stands_for(starter: Pipeline) -> None:
+    assert starter.path == FOLDER and starter.made == ["text", "image", "audio"]
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 40e6
+    checkpoint.verify(FOLDER)
+
+
+def test_its_card_is_of_this_checkpoint(starter: Pipeline) -> None:
+    card, facts = (FOLDER / "MODEL_CARD.md").read_text(), starter.facts["facts"]
+    assert f"| steps | {facts['steps']:,} |" in card and facts["command"] in card
+    assert "Captions unseen style" in card and "Untrained french to russian" in card and "CC-BY" in card
+    assert (FOLDER / "training.svg").is_file() and (FOLDER / "config.yaml").is_file()
+    assert json.loads((FOLDER / "metrics.jsonl").read_text().splitlines()[-1])["step"] == facts["steps"]
+
+
+@pytest.mark.skipif(not (ROOT / "stats.json").exists(), reason="needs the starter dataset")
+def test_it_names_drawings_it_never_saw(starter: Pipeline) -> None:
+    """Far more often than chance, which is one in fifteen hundred."""
+    datasets = {"emoji": {"shards": "emoji/{split}-*.tar", "fields": FIELDS}}
+    opened = open_datasets(datasets, starter.modalities, root=str(ROOT), split="instance")
+    items = choose_items(opened, starter.modalities, patterns=["image:twemoji>text:en"], limit=60, new_only=True).items
+    answers = starter.answer([item.direction for item in items], [item.sources for item in items])
+    right = sum(answer == item.reference for answer, item in zip(answers, items))
+    assert len(items) == 60 and right >= 12, f"{right} of {len(items)}"
