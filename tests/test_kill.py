@@ -1,6 +1,6 @@
 """A real training process, killed by SIGKILL at random moments again and again, ends where an uninterrupted one does.
 
-ANYXFORM_KILLS says how often; 50 take about ten minutes.
+ANYXFORM_KILLS says how often; 50 take about five minutes.
 """
 
 import json
