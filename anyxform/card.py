@@ -19,13 +19,15 @@ def model_card(
     *,
     journal: Sequence[Mapping[str, Any]] = (),
     curve: str = "",
+    earlier: Sequence[str] = (),
     reports: Sequence[Report] = (),
     licences: str = "",
 ) -> str:
     """The card of a checkpoint.
 
     `config`: its config.json. `journal`: the lines of its run's metrics.jsonl; `curve`: the file of their picture.
-    `reports`: what `anyxform eval` wrote. `licences`: Markdown on the data's sources.
+    `earlier`: files ``config-until-<step>.yaml`` of what it was trained with before. `reports`: what `anyxform eval`
+    wrote. `licences`: Markdown on the data's sources.
     """
     facts = config.get("facts", {})
     parts = [
@@ -35,6 +37,7 @@ def model_card(
         _directions(config.get("directions", ()), facts.get("hold_out", ())),
         "## Training",
         _training(facts),
+        _earlier(earlier),
         f"![The loss of every pair of modalities]({curve})" if curve else "",
         _losses(journal),
         *(part for report in reports for part in (f"## {_judged_on(report)}", _results(report))),
@@ -96,6 +99,12 @@ def _training(facts: Mapping[str, Any]) -> str:
     rows = [[name, value] for name, value in named.items() if value not in ("", None)]
     command = f"\n\n```sh\n{facts['command']}\n```" if "command" in facts else ""
     return table(["", "recorded"], rows) + command
+
+
+def _earlier(names: Sequence[str]) -> str:
+    """Which configs a run had before the one of its command."""
+    steps = [int(name.removeprefix("config-until-").removesuffix(".yaml")) for name in names]
+    return "\n".join(f"- Up to step {step:,} it was trained as `{name}` says." for step, name in zip(steps, names))
 
 
 def _losses(journal: Sequence[Mapping[str, Any]]) -> str:

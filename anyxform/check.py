@@ -25,6 +25,8 @@ REMARKS = {
     "unused": "a sample that no direction fits",
 }
 """What may well be meant."""
+KINDS = PROBLEMS | REMARKS
+"""Of findings, and what each is."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,15 @@ def check(
             found.findings.append(Finding("unused", where, f"its fields are {', '.join(map(str, fields)) or 'none'}"))
         stored = dataset.stored(number)
         for name, read in fields.items():
-            data = b""
             try:
                 data = read()
+                if name in stored:  # texts in a JSON may repeat
+                    found.findings += _again(name, data, where, seen, others or {})
                 value = modalities[name.modality].load(data)
             except (ValueError, OSError) as error:
                 found.findings.append(Finding("undecodable", where, f"{name}: {error}"))
             else:
                 found.findings += _refused(modalities[name.modality], name, value, where)
-            if name in stored:  # texts in a JSON may repeat
-                found.findings += _again(name, data, where, seen, others or {})
         progress(number + 1)
     return found
 
@@ -101,12 +102,16 @@ def digests(dataset: Dataset, modalities: Mapping[str, Modality], split: str) ->
     """Where each stored value of a dataset is, by the digest of its bytes; what cannot be read is left out."""
     found: dict[bytes, str] = {}
     for number, sample in enumerate(dataset.samples):
-        with suppress(ValueError, OSError):
-            for name in dataset.stored(number):
-                if name.modality in modalities:
-                    data = dataset.fields(number)[name]()
-                    found.setdefault(hashlib.sha256(data).digest(), f"{sample.key} ({name}) of the split {split}")
+        with suppress(ValueError):
+            for name, read in dataset.stored(number).items():
+                with suppress(ValueError, OSError):
+                    if name.modality in modalities:
+                        found.setdefault(_digest(read()), f"{sample.key} ({name}) of the split {split}")
     return found
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _missing(fields: Mapping[Field, Any], required: Sequence[Field], where: str) -> Iterator[Finding]:
@@ -126,7 +131,7 @@ def _again(
     name: Field, data: bytes, where: str, seen: dict[bytes, str], others: Mapping[bytes, str]
 ) -> Iterator[Finding]:
     """Whether a value was there before, in this split or in another."""
-    digest, here = hashlib.sha256(data).digest(), f"{where} ({name})"
+    digest, here = _digest(data), f"{where} ({name})"
     if digest in others:
         yield Finding("leaked", where, f"{name}: the same as {others[digest]}")
     if seen.setdefault(digest, here) != here:

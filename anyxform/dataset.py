@@ -62,9 +62,9 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def stored(self, number: int) -> set[Field]:
+    def stored(self, number: int) -> dict[Field, Reader]:
         """The fields of a sample that are members of their own, not places in a JSON."""
-        return set(self._members(self.samples[number]))
+        return self._members(self.samples[number])
 
     def fields(self, number: int) -> dict[Field, Reader]:
         """The fields of a sample, sorted, each with a function that reads its bytes.

@@ -161,8 +161,8 @@ def load(path: str | Path = STARTER, *, device: str | None = None) -> Pipeline:
     """
     place = pick_device(device)
     folder = Path(path)
-    if not folder.exists() and (SHIPPED / folder).is_dir():
-        folder = SHIPPED / folder
+    if not folder.exists() and (SHIPPED / folder.name).is_dir() and str(path) == folder.name:
+        folder = SHIPPED / folder.name
     model, modalities, config = checkpoint.load(folder)
     return Pipeline(model.to(place), modalities, checkpoint.find(folder), config)
 

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -200,6 +200,25 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be half written
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or move it away to do without losses") from error
+
+
+def thinned(journal: Sequence[Mapping[str, Any]], points: int) -> list[dict[str, Any]]:
+    """A run's lines as means over equal stretches of it: of the loss, of validation, and of each pair of modalities."""
+    size = -(-len(journal) // points)
+    return [_mean_line(journal[start : start + size]) for start in range(0, len(journal), size)]
+
+
+def _mean_line(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    each = [by_pairs(line.get("directions") or {}) for line in lines]
+    pairs = sorted({pair for losses in each for pair in losses})
+    line: dict[str, Any] = {"step": lines[-1]["step"]}
+    for name in ("loss", "val_loss"):
+        values = [it[name] for it in lines if it.get(name) is not None]
+        if values:
+            line[name] = round(sum(values) / len(values), 4)
+    found = {pair: [losses[pair] for losses in each if pair in losses] for pair in pairs}
+    line["directions"] = {pair: round(sum(values) / len(values), 4) for pair, values in found.items()}
+    return line
 
 
 def _finite(value: Any) -> Any:

@@ -173,12 +173,11 @@ class Saver:
 
 
 def load(folder: Path, state: TrainState, settings: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
-    """Bring a fresh state of the same run to where the checkpoint was taken.
+    """Bring a fresh state of the same run to where the checkpoint, a whole one (`is_whole`), was taken.
 
     ValueError if a setting is another than the run was started with, named with both values, or if a modality or its
     tokenizer is another.
     """
-    checkpoint.verify(folder)
     saved = checkpoint.read_json(folder / "state.json")
     config = checkpoint.read_json(folder / "config.json")
     _check_same(folder, saved["settings"], json.loads(json.dumps(dict(settings))))

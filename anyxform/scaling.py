@@ -15,6 +15,8 @@ from torch import Tensor
 DELTA = 1e-3
 """Errors of the logarithm beyond this count linearly: a single odd point must not turn the law."""
 MOST_STEPS = 500
+TRAINING = 6.0
+"""Floating-point operations for each parameter and token: forward 2, backward 4."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,12 @@ class Law:
     def loss(self, parameters: float, tokens: float) -> float:
         return float(self.floor + self.a / parameters**self.alpha + self.b / tokens**self.beta)
 
-    def best_size(self, operations: float, *, per_parameter_and_token: float = 6.0) -> tuple[float, float]:
-        """The parameters and tokens that give the lowest loss for so many floating-point operations."""
-        product_nd = operations / per_parameter_and_token
+    def best_size(self, operations: float) -> tuple[float, float]:
+        """The parameters and tokens that give the lowest loss for so many floating-point operations of training."""
+        both = operations / TRAINING  # parameters × tokens
         ratio = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
-        parameters = ratio * product_nd ** (self.beta / (self.alpha + self.beta))
-        return parameters, product_nd / parameters
+        parameters = ratio * both ** (self.beta / (self.alpha + self.beta))
+        return parameters, both / parameters
 
 
 def fit_law(points: Sequence[Point]) -> Law:

@@ -90,7 +90,7 @@ def choose_items(
             chosen.refused[str(error)] += 1
             continue
         fitting = {direction for _, group in directions.fitting(values) for direction in group}
-        new = dataset.stored(number) if new_only else set(values)
+        new = set(dataset.stored(number) if new_only else values)
         for direction in sorted(fitting):
             if counts[direction] >= limit or not new & {*direction.sources, direction.target}:
                 continue

@@ -34,7 +34,8 @@ def rows(found: dict[str, Modality], **options: object) -> tuple[Rows, dict[str,
     datasets = open_datasets(config["datasets"], found, root=config["root"])
     ids = {name: number for number, name in enumerate(condition_names(datasets, found))}
     weights = {name: config["datasets"][name]["weight"] for name in datasets}
-    chosen = {"directions": config["directions"], "hold_out": config["hold_out"], "weights": weights, **options}
+    names = ("directions", "hold_out", "tokens_per_row", "pool")
+    chosen = {name: config[name] for name in names} | {"weights": weights, **options}
     return Rows(datasets, found, ids, **chosen), ids  # type: ignore[arg-type]
 
 

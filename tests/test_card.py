@@ -66,6 +66,14 @@ def test_a_folder_of_reports_is_read_whole(run_dir: Path, tmp_path: Path) -> Non
     assert "## Captions, on the split `test`" in card and "## Unseen names, on the split `test`" in card
 
 
+def test_what_it_was_trained_with_before_is_named(run_dir: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run_dir, tmp_path / "mine")
+    (run / "config-until-00001234.yaml").write_text("{}")
+    assert main(["card", str(run)]) == 0
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "- Up to step 1,234 it was trained as `config-until-00001234.yaml` says." in card
+
+
 def test_little_recorded_is_little_said() -> None:
     config = {"model": {"depth": 2, "dim": 32}, "modalities": {"text": {}}, "conditions": ["to:text"]}
     assert "no other attributes than: none" in model_card("Bare", config)

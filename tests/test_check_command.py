@@ -41,6 +41,7 @@ LONG = json.dumps({"text": {"en": "a red square " * 30, "fr": "un carré rouge"}
         ({"json": b"{"}, "broken", "its .json is broken"),
         ({"json": LONG}, "refused", "text:en: the text 'a red square"),
         ({"png": None}, "missing", "it has no image"),
+        ({"png": b"", "wav": b""}, "undecodable", "image: "),
         ({"wav": SOUND[1]["wav"]}, "duplicate", "audio: the same as"),
         ({"png": None, "wav": None, "json": None, "txt": b"alone"}, "unused", "its fields are text"),
     ],

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from anyxform import load
 from anyxform.cli import main
-from anyxform.cli.export import thinned
+from anyxform.progress import thinned
 
 
 def exported(run_dir: Path, out: Path, *options: str) -> Path:

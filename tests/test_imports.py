@@ -52,7 +52,13 @@ def test_a_breach_fails_and_its_rule_is_named(checkout: Path, file: str, line: s
     assert code == 1 and any(name.startswith(rule) for name in broken)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["data", "starter", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"], ["--version"], ["run", "--help"], ["data", "starter", "--help"], ["export", "--help"],
+        ["plan", "--help"], ["card", "--help"],
+    ],
+)  # fmt: skip
 def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
     code = (
         "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); "

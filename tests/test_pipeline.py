@@ -1,5 +1,6 @@
 """`anyxform.load(path)(source, to=…)`: whatever is given, one by one or in batches, and clear errors."""
 
+import shutil
 from pathlib import Path
 
 import PIL.Image
@@ -124,3 +125,13 @@ def test_what_cannot_be_asked_is_said(ax: Pipeline, given: tuple, options: dict,
 def test_a_device_that_is_not_there_is_named(run_dir: Path) -> None:
     with pytest.raises(ValueError, match="the device 'gpu' cannot be used"):
         anyxform.load(str(run_dir), device="gpu")
+
+
+def test_a_path_is_no_name_of_a_shipped_checkpoint(run_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("anyxform.pipeline.SHIPPED", tmp_path / "package" / "pretrained")
+    for place in ("package/pretrained/mine", "package/demo"):
+        shutil.copytree(run_dir / "checkpoints" / "step-00000006", tmp_path / place)
+    assert anyxform.load("mine").path == tmp_path / "package/pretrained/mine"
+    for name in ("../demo", "their/mine"):
+        with pytest.raises(ValueError, match=f"there is no checkpoint at {name}"):
+            anyxform.load(name)

@@ -31,6 +31,7 @@ def test_its_card_is_of_this_checkpoint(starter: Pipeline) -> None:
     card, facts = (FOLDER / "MODEL_CARD.md").read_text(), starter.facts["facts"]
     assert f"| steps | {facts['steps']:,} |" in card and facts["command"] in card
     assert "Captions unseen style" in card and "Untrained french to russian" in card and "CC-BY" in card
+    assert all(f"it was trained as `{path.name}` says" in card for path in FOLDER.glob("config-until-*.yaml"))
     assert (FOLDER / "training.svg").is_file() and (FOLDER / "config.yaml").is_file()
     assert json.loads((FOLDER / "metrics.jsonl").read_text().splitlines()[-1])["step"] == facts["steps"]
 

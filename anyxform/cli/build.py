@@ -52,6 +52,11 @@ def typed(config: Any, defaults: Any, name: str = "") -> Any:
     return type(defaults)(config)
 
 
+def listed(patterns: str | list[str] | None) -> list[str]:
+    """One pattern, several or none as a list."""
+    return [patterns] if isinstance(patterns, str) else patterns or []
+
+
 def modality_classes(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, type[Modality]]:
     """The class of each modality of a config."""
     classes = {}

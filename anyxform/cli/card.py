@@ -3,12 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from anyxform.card import model_card
-from anyxform.checkpoint import find, read_json
 from anyxform.cli.arguments import Parser
-from anyxform.curve import training_curve
-from anyxform.evaluate import MODEL
-from anyxform.progress import read_journal
 
 NAME, CURVE = "MODEL_CARD.md", "training.svg"
 
@@ -30,6 +25,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--title", help="default: the run's name")
     parser.add_argument("-o", "--out", type=Path, help=f"default: {NAME} in CHECKPOINT")
     options = parser.parse_args(arguments)
+
+    from anyxform.card import model_card
+    from anyxform.checkpoint import find
+    from anyxform.curve import training_curve
+    from anyxform.progress import read_journal
+
     folder = find(options.checkpoint).resolve()
     run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
     if options.licences and not options.licences.is_file():
@@ -44,6 +45,7 @@ def main(arguments: list[str]) -> int:
         _config(folder / "config.json"),
         journal=journal,
         curve=CURVE if curve else "",
+        earlier=sorted(path.name for path in run.glob("config-until-*.yaml")),
         reports=[_report(path) for given in options.report for path in _reports(given)],
         licences=options.licences.read_text(encoding="utf-8") if options.licences else "",
     )
@@ -55,6 +57,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _config(path: Path) -> dict[str, Any]:
+    from anyxform.checkpoint import read_json
+
     config = read_json(path)
     if not isinstance(config, dict) or not {"model", "modalities", "conditions"} <= config.keys():
         raise ValueError(f"{path} is not that of a model: give the folder of a run or of one of its checkpoints")
@@ -73,6 +77,9 @@ def _reports(path: Path) -> list[Path]:
 
 def _report(path: Path) -> dict[str, Any]:
     """A report whose rows have all that a card shows."""
+    from anyxform.checkpoint import read_json
+    from anyxform.evaluate import MODEL
+
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}: --report takes the report.json that anyxform eval wrote")
     report = read_json(path)

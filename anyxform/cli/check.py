@@ -9,11 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from anyxform.check import PROBLEMS, REMARKS, Checked, check, digests
+from anyxform.check import KINDS, Checked, check, digests
 from anyxform.checkpoint import write_json
-from anyxform.cli.build import build_modalities, prepared, typed
+from anyxform.cli.build import build_modalities, listed, prepared, typed
 from anyxform.cli.conf import compose
-from anyxform.cli.eval import listed
 from anyxform.dataset import open_datasets
 from anyxform.directions import Directions
 from anyxform.field import Field
@@ -58,24 +57,20 @@ def tell(checked: Mapping[str, Checked]) -> None:
     """Print what the datasets hold, and the first findings of each kind."""
     console = Console()
     plain = Console(width=None if console.is_terminal else 160)
-    table = Table("dataset", "samples", "fields", *PROBLEMS, *REMARKS)
+    table = Table("dataset", "samples", "fields", *KINDS)
     for name, it in checked.items():
         counts = Counter(finding.kind for finding in it.findings)
         fields = ", ".join(f"{field} {count:,}" for field, count in sorted(it.fields.items()))
         table.add_row(
-            name, f"{it.samples:,}", fields, *(f"{counts[kind]:,}" if counts[kind] else "–" for kind in counted())
+            name, f"{it.samples:,}", fields, *(f"{counts[kind]:,}" if counts[kind] else "–" for kind in KINDS)
         )
     plain.print(table)
-    for kind in counted():
+    for kind in KINDS:
         found = [finding for it in checked.values() for finding in it.findings if finding.kind == kind]
         for finding in found[:SHOWN]:
             plain.print(f"{kind}: {finding.where}: {finding.what}", markup=False, highlight=False, soft_wrap=True)
         if len(found) > SHOWN:
             plain.print(f"{kind}: and {len(found) - SHOWN:,} more")
-
-
-def counted() -> list[str]:
-    return [*PROBLEMS, *REMARKS]
 
 
 def page(checked: Mapping[str, Checked], split: str) -> str:
@@ -84,7 +79,7 @@ def page(checked: Mapping[str, Checked], split: str) -> str:
     for name, it in checked.items():
         fields = "".join(f"<tr><td>{escape(f)}</td><td>{n:,}</td></tr>" for f, n in sorted(it.fields.items()))
         parts.append(f"<h2>{escape(name)}: {it.samples:,} samples</h2><table>{fields}</table>")
-        for kind, meaning in {**PROBLEMS, **REMARKS}.items():
+        for kind, meaning in KINDS.items():
             found = [finding for finding in it.findings if finding.kind == kind]
             rows = "".join(f"<tr><td>{escape(f.where)}</td><td>{escape(f.what)}</td></tr>" for f in found)
             if found:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from anyxform.assess import assess, training_set
 from anyxform.checkpoint import write_json
-from anyxform.cli.build import prepared, typed
+from anyxform.cli.build import listed, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.dataset import Dataset, open_datasets
 from anyxform.evaluate import MODEL, Report, Row
@@ -35,24 +35,25 @@ def main(arguments: list[str]) -> int:
     named, overrides = _split(arguments)
     config = typed(compose("eval", prepared(suited(named, overrides))), compose("eval", []))
     config["checkpoint"] = named or config["checkpoint"]
+    parts = _parts(config)
     say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
     pipeline = load(config["checkpoint"], device=config["device"])
-    parts = {name: select(pipeline, part) for name, part in _parts(config).items()}
-    items = [item for chosen in parts.values() for item in chosen.items]
-    for reason, count in sum((chosen.refused for chosen in parts.values()), Counter[str]()).most_common(3):
+    chosen = {name: select(pipeline, part) for name, part in parts.items()}
+    for reason, count in sum((it.refused for it in chosen.values()), Counter[str]()).most_common(3):
         say(f"left out {count} times: {reason}")
-    for name, chosen in parts.items():
-        if not chosen.items:
-            raise ValueError(f"{name}: " * bool(name) + _nothing(pipeline, _parts(config)[name], chosen))
+    for name, selection in chosen.items():
+        if not selection.items:
+            raise ValueError((f"{name}: " if name else "") + _nothing(pipeline, parts[name], selection))
     known = None
     if config["baselines"]:
         say("reading the training data for the baselines")
+        items = [item for it in chosen.values() for item in it.items]
         known = training_set(pipeline, _open(pipeline, config, config["baselines_split"]), items)
     out = Path(str(config["out"] or _beside(pipeline)))
-    for name, part in _parts(config).items():
+    for name, part in parts.items():
         done = assess(
             pipeline,
-            parts[name].items,
+            chosen[name].items,
             known if part["baselines"] else None,
             via=part["via"],
             options=part["sampling"],
@@ -68,8 +69,13 @@ def main(arguments: list[str]) -> int:
 
 def suited(named: str | None, overrides: Sequence[str]) -> list[str]:
     """The overrides, and for the shipped checkpoint its suite, unless they say themselves on what it is judged."""
-    chosen = any(word.split("=")[0].lstrip("+~") in ("suite", "data", *CHOICE) for word in overrides)
-    return [*overrides] if chosen or named != STARTER else ["suite=starter", *overrides]
+    given = {key: value for key, _, value in (word.lstrip("+~").partition("=") for word in overrides)}
+    checkpoint = named or given.get("checkpoint", STARTER)
+    return (
+        [*overrides]
+        if checkpoint != STARTER or given.keys() & {"suite", "data", *CHOICE}
+        else ["suite=starter", *overrides]
+    )
 
 
 def _parts(config: Config) -> dict[str, Config]:
@@ -103,11 +109,6 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     if "=" in arguments[0] and not Path(arguments[0]).exists():
         return None, list(arguments)
     return arguments[0], list(arguments[1:])
-
-
-def listed(patterns: str | list[str] | None) -> list[str]:
-    """One pattern, several or none as a list."""
-    return [patterns] if isinstance(patterns, str) else patterns or []
 
 
 def _open(pipeline: Pipeline, config: Config, split: str) -> dict[str, Dataset]:

@@ -5,11 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from anyxform import checkpoint
 from anyxform.cli.arguments import Parser
-from anyxform.progress import by_pairs, read_journal
 
 POINTS = 160
 """The losses of a long run are thinned to so many lines."""
@@ -26,6 +22,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16", help="of the weights (default: bf16)")
     options = parser.parse_args(arguments)
 
+    import torch
+
+    from anyxform import checkpoint
+    from anyxform.progress import read_journal, thinned
+
     if options.out.exists():
         raise ValueError(f"there is {str(options.out)!r} already: give a folder that is not there yet")
     source = checkpoint.find(options.checkpoint).resolve()
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
         for path in sorted(run.glob("config*.yaml")):
             (folder / path.name).write_bytes(path.read_bytes())
         if journal:
-            text = "".join(json.dumps(line) + "\n" for line in thinned(journal))
+            text = "".join(json.dumps(line) + "\n" for line in thinned(journal, POINTS))
             (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in options.out.iterdir())
     print(f"{options.out}: {size / 1e6:.1f} MB")
@@ -49,22 +50,3 @@ def main(arguments: list[str]) -> int:
 def _until(journal: Sequence[Mapping[str, Any]], step: int | None) -> list[Mapping[str, Any]]:
     """The lines up to the checkpoint's step: the run may have gone on since."""
     return [line for line in journal if step is None or line["step"] <= step]
-
-
-def thinned(journal: Sequence[Mapping[str, Any]], points: int = POINTS) -> list[dict[str, Any]]:
-    """A run's lines as means over equal stretches of it: of the loss, of validation, and of each pair of modalities."""
-    size = -(-len(journal) // points)
-    return [_mean_line(journal[start : start + size]) for start in range(0, len(journal), size)]
-
-
-def _mean_line(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    each = [by_pairs(line.get("directions") or {}) for line in lines]
-    pairs = sorted({pair for losses in each for pair in losses})
-    line: dict[str, Any] = {"step": lines[-1]["step"]}
-    for name in ("loss", "val_loss"):
-        values = [it[name] for it in lines if it.get(name) is not None]
-        if values:
-            line[name] = round(sum(values) / len(values), 4)
-    found = {pair: [losses[pair] for losses in each if pair in losses] for pair in pairs}
-    line["directions"] = {pair: round(sum(values) / len(values), 4) for pair, values in found.items()}
-    return line

@@ -1,32 +1,18 @@
 """`anyxform plan --fit RUN RUN RUN …`: which size of model is right for a time of training, by runs on this machine."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from anyxform.checkpoint import find, read_json, write_json
 from anyxform.cli.arguments import Parser
-from anyxform.progress import read_journal
-from anyxform.scaling import Law, Point, fit_law
-from anyxform.scaling_picture import draw_scaling
 
-TRAINING = 6.0
-"""Floating-point operations for each parameter and token: forward 2, backward 4."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a run's folder says."""
-
-    name: str
-    parameters: int
-    tokens_per_second: float
-    points: list[Point]
+if TYPE_CHECKING:
+    from anyxform.plan import Measured
+    from anyxform.scaling import Law
 
 
 def main(arguments: list[str]) -> int:
@@ -40,6 +26,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--skip", type=float, default=0.1, help="share of each run that is left out at its start")
     parser.add_argument("-o", "--out", type=Path, default=Path("plan"), help="a folder (default: plan)")
     options = parser.parse_args(arguments)
+
+    from anyxform.checkpoint import write_json
+    from anyxform.plan import advise, measured
+    from anyxform.scaling import fit_law
+    from anyxform.scaling_picture import draw_scaling
+
     if not 0 <= options.skip < 1:
         raise ValueError(f"--skip {options.skip:g} is not possible: give a share from 0 to below 1")
     if min(options.hours) <= 0:
@@ -58,44 +50,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def measured(path: Path, skip: float = 0.0) -> Measured:
-    """A run's size, its speed, and its validations after the first share `skip` of its steps."""
-    facts = read_json(find(path) / "config.json").get("facts", {})
-    journal = read_journal(path / "metrics.jsonl")
-    if not journal or not {"parameters", "tokens", "steps", "seconds"} <= facts.keys():
-        raise ValueError(f"{path} is no whole run: give the run_dir of anyxform train, metrics.jsonl included")
-    per_step = facts["tokens"] / facts["steps"]
-    points = [
-        Point(facts["parameters"], line["step"] * per_step, line["val_loss"])
-        for line in journal
-        if line.get("val_loss") and line["step"] > skip * journal[-1]["step"]
-    ]
-    return Measured(path.name, facts["parameters"], facts["tokens"] / facts["seconds"], points)
-
-
-def advise(law: Law, runs: Sequence[Measured], hours: float) -> dict[str, object]:
-    """What to expect of each measured size after so many hours at its measured speed, and the size that is best.
-
-    The best size is that of the law at the rate of operations that the runs reached, interpolated by their sizes.
-    """
-    expected = {it.name: law.loss(it.parameters, it.tokens_per_second * 3600 * hours) for it in runs}
-    by_size = sorted((math.log(it.parameters), TRAINING * it.parameters * it.tokens_per_second) for it in runs)
-    sizes, rates = zip(*by_size)
-    parameters = math.exp(sum(sizes) / len(sizes))
-    for _ in range(20):  # the rate depends on the size, and the size on the rate
-        rate = float(np.interp(math.log(parameters), sizes, rates))
-        parameters, tokens = law.best_size(rate * 3600 * hours)
-    return {
-        "hours": hours,
-        "best_parameters": round(parameters),
-        "tokens": round(tokens),
-        "loss": law.loss(parameters, tokens),
-        "of_the_runs": min(expected, key=lambda name: expected[name]),
-        "expected": expected,
-    }
-
-
-def _tell(law: Law, runs: Sequence[Measured], advice: Sequence[dict[str, object]]) -> None:
+def _tell(law: "Law", runs: Sequence["Measured"], advice: Sequence[dict[str, Any]]) -> None:
     console = Console()
     console.print(
         f"loss = {law.floor:.3f} + {law.a:.3g} / parameters^{law.alpha:.3f} + {law.b:.3g} / tokens^{law.beta:.3f}, "
@@ -107,9 +62,8 @@ def _tell(law: Law, runs: Sequence[Measured], advice: Sequence[dict[str, object]
         "hours", "best size", "on tokens", "loss", *(f"{run.name} ({_short(run.parameters)})" for run in runs)
     )
     for line in advice:
-        expected: dict[str, float] = line["expected"]  # type: ignore[assignment]
-        cells = [f"{value:.3f}{' ◀' * (name == line['of_the_runs'])}" for name, value in expected.items()]
-        best = [_short(float(str(line[name]))) for name in ("best_parameters", "tokens")]
+        cells = [f"{value:.3f}{' ◀' * (name == line['of_the_runs'])}" for name, value in line["expected"].items()]
+        best = [_short(line[name]) for name in ("best_parameters", "tokens")]
         table.add_row(f"{line['hours']:g}", *best, f"{line['loss']:.3f}", *cells)
     Console(width=None if console.is_terminal else 140).print(table)
 
