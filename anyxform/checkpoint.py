@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from anyxform.modality import Modality, registry
 from anyxform.model import Transformer
+from anyxform.sharding import fill, whole
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -141,11 +142,12 @@ def contents(
     directions: list[str] | None = None,
     facts: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    keep: bool = True,
 ) -> Contents:
     """What inference needs, copied: `weights` (their average, say) or the model's own, and the modalities.
 
     `directions` are those trained on; `facts` say how (plain values, for a model card). `dtype`: of the floating-point
-    tensors; None leaves them as they are.
+    tensors; None leaves them as they are. `keep`: see `copied`.
     """
     config = {
         "format": FORMAT,
@@ -159,17 +161,23 @@ def contents(
     states = {f"{name}.{key}": tensor for name, it in modalities.items() for key, tensor in it.state().items()}
     return {
         "config.json": config,
-        "model.safetensors": copied({name: (weights or own)[name] for name in own}, dtype),
-        "modalities.safetensors": copied(states, dtype),
+        "model.safetensors": copied({name: (weights or own)[name] for name in own}, dtype, keep),
+        "modalities.safetensors": copied(states, dtype, keep),
     }
 
 
-def copied(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Tensors as safetensors wants them: on the CPU, dense, none sharing memory with another or with these."""
-    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    if dtype is None:
-        return own
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in own.items()}
+def copied(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, keep: bool = True) -> dict[str, Tensor]:
+    """Tensors as safetensors wants them: on the CPU, dense, whole, none sharing memory with another or with these.
+
+    Without `keep` there are none: so a process gives the parts that it holds to the one that writes.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        all_of_it = whole(tensor.detach())
+        if keep:
+            to = dtype if tensor.is_floating_point() else None
+            found[name] = all_of_it.to("cpu", copy=True).to(to or tensor.dtype).contiguous()
+    return found
 
 
 def write(folder: Path, files: Contents) -> None:
@@ -249,7 +257,6 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}
 
 
-@torch.no_grad()
 def load_tensors(own: Mapping[str, Tensor], path: Path) -> None:
     """Copy a file's tensors into `own`, which must have exactly these names and shapes."""
     saved = read_tensors(path)
@@ -261,4 +268,4 @@ def load_tensors(own: Mapping[str, Tensor], path: Path) -> None:
             raise ValueError(
                 f"{path} is of another model: {name} has shape {tuple(saved[name].shape)}, not {tuple(own[name].shape)}"
             )
-        own[name].copy_(saved[name])
+        fill(own[name], saved[name])

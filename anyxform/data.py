@@ -1,16 +1,17 @@
 """From shards to packed rows: order → sample → direction → example → row. Every step depends on (seed, index) alone.
 
 Indices are taken in pools of consecutive ones; each pool is packed by itself, so a pool and a row in it say where to go
-on, exactly, whatever the number of workers.
+on, exactly, whatever the number of workers. Pools are dealt to lanes, one for each row of a step: so processes share
+the rows of a step without making those of the others, and the step is the same whatever their number.
 """
 
 import math
 import pickle
 import signal
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, cycle, islice
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ from anyxform.modality import Modality
 from anyxform.order import Order, rng
 from anyxform.sequence import Batch, Example, Source, Target, marker, pack
 
-Position = dict[str, int]
-"""``{"pool": p, "row": r}``: the next row."""
+Position = dict[str, list[int]]
+"""``{"pool": [p, …], "row": [r, …]}``: the next row of each lane (see `Rows`)."""
 CODES_KEPT = 200_000
 """Targets whose codes a process keeps: they never change."""
 
@@ -223,25 +224,40 @@ def pool_rows(
 
 
 class _Pools(IterableDataset[bytes]):
-    """The pools from one on, those of this worker; each as bytes, as tensors sent singly use up file descriptors."""
+    """Some pools, those of this worker; each as bytes, as tensors sent singly use up file descriptors."""
 
-    def __init__(self, rows: "Rows", first: int) -> None:
-        self.rows, self.first = rows, first
+    def __init__(self, rows: "Rows", starts: Mapping[int, int]) -> None:
+        self.rows, self.starts = rows, starts
 
     def __iter__(self) -> Iterator[bytes]:
         torch.set_num_threads(1)
         info = get_worker_info()
         if info:  # Ctrl-C reaches every process; when to stop is decided by the one that trains
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        number, step = (info.id, info.num_workers) if info else (0, 1)
-        pool = self.first + number
-        while True:
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        for pool in islice(self.rows.numbers(self.starts), first, None, step):
             yield pickle.dumps(self.rows.pool(pool))
-            pool += step
+
+
+@dataclass
+class _Lane:
+    """Where a lane stands: at a row of a pool, whose rows are there or not yet, and the pools behind that are."""
+
+    pool: int
+    row: int = 0
+    rows: list[Batch] = field(default_factory=list)
+    waiting: deque[list[Batch]] = field(default_factory=deque)
+
+    def go_on(self, lanes: int) -> None:
+        """To its next pool."""
+        self.pool, self.row, self.rows = self.pool + lanes, 0, []
 
 
 class Rows:
     """The endless stream of packed rows for training, with the position behind each.
+
+    Its rows come from `lanes` in turn: lane n is the rows of pools n, n + lanes, n + 2·lanes, … one after another. Only
+    those of `own` lanes are made, all by default.
 
     A share of broken samples above `max_broken`, among at least 200, stops it with a ValueError that names the first.
     """
@@ -264,7 +280,10 @@ class Rows:
         condition_dropout: float = 0.1,
         attribute_dropout: float = 0.1,
         train: bool = True,
+        lanes: int = 1,
+        own: Sequence[int] | None = None,
     ) -> None:
+        self.lanes, self.own = lanes, list(range(lanes) if own is None else own)
         order = Order({name: len(dataset) for name, dataset in datasets.items()}, weights, seed)
         self.examples = Examples(
             datasets,
@@ -309,29 +328,56 @@ class Rows:
         return pool_rows(self.examples, self.condition_ids, number, self.options, self.seed)
 
     def from_position(self, position: Position | None = None) -> Iterator[tuple[Batch, Position]]:
-        """Rows from a position on, each with the position behind it."""
-        pool, skip = (position["pool"], position["row"]) if position else (0, 0)
+        """Rows from a position on, each with the position behind it; for lanes of others it stays what it was."""
+        lanes = self._start(position)
+        pools = self._pools({number: lanes[number].pool for number in self.own})
+        for lane in cycle(lanes[number] for number in self.own):
+            while not lane.rows:
+                while not lane.waiting:
+                    number, made = next(pools)
+                    lanes[number % self.lanes].waiting.append(made)
+                lane.rows = lane.waiting.popleft()
+                if not lane.rows:
+                    lane.go_on(self.lanes)
+            batch = lane.rows[lane.row]
+            lane.row += 1
+            if lane.row == len(lane.rows):
+                lane.go_on(self.lanes)
+            yield batch, {"pool": [it.pool for it in lanes], "row": [it.row for it in lanes]}
+
+    def _start(self, position: Position | None) -> list["_Lane"]:
+        if position is None:
+            return [_Lane(number) for number in range(self.lanes)]
+        pool, row = ([it] if isinstance(it, int) else it for it in (position["pool"], position["row"]))
+        if len(pool) != self.lanes:
+            raise ValueError(
+                f"the run had train.rows_per_step={len(pool)}, not {self.lanes}: resume with that, "
+                "or start anew in another run_dir"
+            )
+        return [_Lane(*it) for it in zip(pool, row)]
+
+    def numbers(self, starts: Mapping[int, int]) -> Iterator[int]:
+        """The pools of these lanes in the order of their numbers, each lane's from its start on."""
+        return (
+            number for number in count(min(starts.values())) if number >= starts.get(number % self.lanes, number + 1)
+        )
+
+    def _pools(self, starts: Mapping[int, int]) -> Iterator[tuple[int, list[Batch]]]:
         empty = 0
-        for rows, counts in self._pools(pool):
+        for number, (rows, counts) in zip(self.numbers(starts), self._made(starts)):
             self._count(rows, counts)
             empty = 0 if rows else empty + 1
             if empty == 10:
                 raise ValueError(
                     f"{10 * self.options.pool} samples in a row gave nothing to train on: {self._reasons()}"
                 )
-            for number in range(skip, len(rows)):
-                behind = number + 1
-                last = behind == len(rows)
-                yield rows[number], {"pool": pool + 1, "row": 0} if last else {"pool": pool, "row": behind}
-            pool, skip = pool + 1, 0
+            yield number, rows
 
-    def _pools(self, first: int) -> Iterator[tuple[list[Batch], Counts]]:
+    def _made(self, starts: Mapping[int, int]) -> Iterator[tuple[list[Batch], Counts]]:
         if self.num_workers == 0:
-            while True:
-                yield self.pool(first)
-                first += 1
+            yield from map(self.pool, self.numbers(starts))
         loader = DataLoader(
-            _Pools(self, first),
+            _Pools(self, starts),
             batch_size=None,
             num_workers=self.num_workers,
             prefetch_factor=1,
@@ -352,3 +398,10 @@ class Rows:
 
     def _reasons(self) -> str:
         return "; ".join(self.counts.reasons[:3]) or "no sample has a direction that is trained"
+
+
+def merged(positions: Sequence[Position]) -> Position:
+    """The position of a run from those of its processes, in the order of their ranks: each knows of its own lanes."""
+    size = len(positions)
+    lanes = range(len(positions[0]["pool"]))
+    return {name: [positions[lane % size][name][lane] for lane in lanes] for name in ("pool", "row")}

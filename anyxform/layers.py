@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Rope = tuple[Tensor, Tensor]
 """Cosines and sines, each ``[..., N, 1, C]``."""
@@ -83,7 +84,11 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block."""
+    """Pre-norm residual block.
+
+    Where it `recomputes`, it keeps its input alone for the backward pass and computes all else anew: less memory, more
+    time.
+    """
 
     def __init__(
         self,
@@ -101,7 +106,13 @@ class Block(nn.Module):
         self.norm2 = RMSNorm(dim, norm_eps)
         self.mlp = SwiGLU(dim, hidden_dim)
         self.dropout = nn.Dropout(dropout)
+        self.recomputes = False
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
+        if self.recomputes and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, rope, attend, use_reentrant=False)
+        return self._forward(x, rope, attend)
+
+    def _forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
         x = x + self.dropout(self.attention(self.norm1(x), rope, attend))
         return x + self.dropout(self.mlp(self.norm2(x)))

@@ -25,16 +25,18 @@ def batch_loss(
     batch: Batch,
     *,
     exits: Sequence[int] = (),
+    skips: Sequence[int] = (),
     exit_weight: float = 0.1,
     length_weight: float = 0.1,
     weights: Mapping[str, float] | None = None,
 ) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
     """The sum of all losses of a batch, to be divided by the labels of the whole step; and each direction's share.
 
-    `exits` are numbers of blocks after which the stream is read as well, each with `exit_weight`; `weights` scale the
-    loss of target modalities. The shares are ``{direction: (sum of its cross-entropies, labels)}``, detached.
+    `exits` are numbers of blocks after which the stream is read as well, each with `exit_weight`; blocks in `skips` are
+    left out; `weights` scale the loss of target modalities. The shares are ``{direction: (sum of its cross-entropies,
+    labels)}``, detached.
     """
-    *early, last = model.states(batch, exits)
+    *early, last = model.states(batch, exits, skips)
     total = last.new_zeros((), dtype=torch.float32)
     shares = torch.zeros(len(batch.directions), device=last.device)
     counts = torch.zeros(len(batch.directions), device=last.device)

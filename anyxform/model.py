@@ -51,7 +51,7 @@ class Target(nn.Module):
 class Transformer(nn.Module):
     """One stack for every direction. `conditions` are the attributes and markers that a target can be asked by.
 
-    `layer_dropout` skips whole blocks with a probability that grows to it in the last one (arXiv 2404.16710).
+    `layer_dropout`: with what probability a training step skips the last block; see `train.skipped_blocks`.
     """
 
     def __init__(
@@ -134,28 +134,29 @@ class Transformer(nn.Module):
         x = torch.zeros(batch.size, self.dim, dtype=parts[0].dtype, device=parts[0].device)
         return x.index_copy(0, torch.cat(indices), torch.cat([part.to(x.dtype) for part in parts]))
 
-    def run_blocks(self, x: Tensor, angles: Rope, attends: Sequence[Attend], exits: Sequence[int] = ()) -> list[Tensor]:
-        """The normalised states after each number of blocks in `exits`, then after all of them."""
+    def run_blocks(
+        self,
+        x: Tensor,
+        angles: Rope,
+        attends: Sequence[Attend],
+        exits: Sequence[int] = (),
+        skips: Sequence[int] = (),
+    ) -> list[Tensor]:
+        """The normalised states after each number of blocks in `exits`, then after all but the blocks in `skips`."""
         states = []
         for number, (block, attend) in enumerate(zip(self.blocks, attends, strict=True)):
-            if not self._skips(number):
+            if number not in skips:
                 x = block(x, angles, attend)
             if number + 1 in exits:
                 states.append(self.norm(x))
         return [*states, self.norm(x)]
 
-    def _skips(self, number: int) -> bool:
-        if not (self.training and self.layer_dropout):
-            return False
-        probability = self.layer_dropout * (number / max(1, len(self.blocks) - 1))
-        return bool(torch.rand(()) < probability)
-
-    def states(self, batch: Batch, exits: Sequence[int] = ()) -> list[Tensor]:
-        """States ``[N, D]`` of a packed row: after `exits` blocks each, then after all blocks."""
+    def states(self, batch: Batch, exits: Sequence[int] = (), skips: Sequence[int] = ()) -> list[Tensor]:
+        """States ``[N, D]`` of a packed row: after `exits` blocks each, then after all but the blocks in `skips`."""
         x = self.embed(batch)
         angles = rope(batch.positions, self.head_dim, self.rope_theta)
         attend = packed_attention(batch.segments, batch.size, x.device)
-        return self.run_blocks(x, angles, [attend] * len(self.blocks), exits)
+        return self.run_blocks(x, angles, [attend] * len(self.blocks), exits, skips)
 
     def read(self, states: Tensor, targets: Mapping[str, PackedTargets]) -> dict[str, Tensor]:
         """Each modality's fp32 logits ``[m, K, V + 1]`` at its labels."""

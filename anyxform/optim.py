@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anyxform.model import Transformer
+from anyxform.sharding import own, whole
 
 Schedule = Literal["cosine", "wsd", "constant"]
 
@@ -119,9 +120,9 @@ class EMA:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         current = model.state_dict()
         floating = [name for name, tensor in self.weights.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.weights[n] for n in floating], [current[n] for n in floating], weight)
+        torch._foreach_lerp_([own(self.weights[n]) for n in floating], [own(current[n]) for n in floating], weight)
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
     """Scale gradients to a norm of at most `limit`; the norm before, which may be non-finite."""
-    return nn.utils.clip_grad_norm_(parameters, limit)
+    return whole(nn.utils.clip_grad_norm_(parameters, limit))

@@ -38,6 +38,24 @@ def display(steps: int, start: int = 0, *, every: int = 10, console: Console | N
     return Bar(steps, start, console) if console.is_terminal else Lines(steps, start, every, console)
 
 
+class Silent:
+    """Shows nothing: for the processes of a run that do not lead it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def update(self, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
 class Smooth:
     """Running means of the loss and of each direction's, in which early steps do not linger."""
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from anyxform import checkpoint
 from anyxform.modality import Modality
+from anyxform.sharding import parted
 from anyxform.train import TrainState
 
 PREFIX = "step-"
@@ -71,16 +72,18 @@ def snapshot(
     directions: list[str],
     facts: Mapping[str, Any],
     val_loss: float | None = None,
+    keep: bool = True,
 ) -> Snapshot:
     """Copy all that a checkpoint holds. `settings` are those that must be the same when the run goes on (see `load`).
 
-    `val_loss`: of the weights for inference, by which the best checkpoint is told.
+    `val_loss`: of the weights for inference, by which the best checkpoint is told. All processes of a run call this;
+    the one that writes is to `keep` the copy.
     """
     average = None if state.ema is None else state.ema.weights
-    files = checkpoint.contents(state.model, modalities, weights=average, directions=directions, facts=facts)
+    files = checkpoint.contents(state.model, modalities, weights=average, directions=directions, facts=facts, keep=keep)
     if average is not None:
-        files["weights.safetensors"] = checkpoint.copied(checkpoint.model_tensors(state.model))
-    files["optimizer.safetensors"] = checkpoint.copied(_optimizer_tensors(state))
+        files["weights.safetensors"] = checkpoint.copied(checkpoint.model_tensors(state.model), keep=keep)
+    files["optimizer.safetensors"] = checkpoint.copied(_optimizer_tensors(state), keep=keep)
     counts = {name: getattr(state, name) for name in COUNTS}
     files["state.json"] = json.loads(json.dumps({**counts, "settings": dict(settings), "val_loss": val_loss}))
     return Snapshot(state.step, files)
@@ -239,10 +242,11 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
 
 def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
     numbers = {name: number for number, name in enumerate(_names(state))}
+    like = dict(state.model.named_parameters())
     parts: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, part = key.rpartition(".")
         if name not in numbers:
             raise ValueError(f"the checkpoint's optimizer knows a parameter that the model lacks: {name}")
-        parts.setdefault(numbers[name], {})[part] = tensor
+        parts.setdefault(numbers[name], {})[part] = parted(tensor, like=like[name])
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": parts})

@@ -5,6 +5,7 @@ skipped layers) is seeded anew at each step. So nothing of a random generator ha
 """
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ import torch
 from torch import Tensor
 
 from anyxform.checkpoint import model_tensors
-from anyxform.loss import batch_loss
+from anyxform.distributed import Parallel, Shares, World, idle_parameters
 from anyxform.model import Transformer
 from anyxform.optim import EMA, clip_gradients
+from anyxform.order import rng
 from anyxform.sequence import Batch
 
 Metrics = dict[str, Any]
-Shares = Mapping[str, tuple[Tensor, int]]
 
 
 @dataclass
@@ -51,11 +52,20 @@ class _Losses:
             self.sums[direction] = self.sums[direction] + total if direction in self.sums else total
             self.counts[direction] = self.counts.get(direction, 0) + count
 
-    def means(self) -> tuple[float, dict[str, float]]:
-        """The mean over all labels, and each direction's mean over its own."""
+    def plain(self) -> tuple[dict[str, float], dict[str, int]]:
+        """The sums and the numbers of labels, as plain values."""
         sums = torch.stack(list(self.sums.values())).tolist() if self.sums else []
-        per_direction = {name: total / self.counts[name] for name, total in zip(self.sums, sums)}
-        return sum(sums) / max(1, sum(self.counts.values())), dict(sorted(per_direction.items()))
+        return dict(zip(self.sums, sums)), self.counts
+
+
+def _means(parts: Sequence[tuple[dict[str, float], dict[str, int]]]) -> tuple[float, dict[str, float]]:
+    """The mean over all labels of all processes, and each direction's mean over its own."""
+    sums, counts = defaultdict[str, float](float), Counter[str]()
+    for part_sums, part_counts in parts:
+        for name in part_sums:
+            sums[name] += part_sums[name]
+            counts[name] += part_counts[name]
+    return sum(sums.values()) / max(1, counts.total()), {name: sums[name] / counts[name] for name in sorted(sums)}
 
 
 def train_step(
@@ -63,37 +73,51 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     batches: Sequence[Batch],
     *,
+    parallel: Parallel | None = None,
+    seeds: Sequence[int] = (),
     clip: float = 1.0,
     bf16: bool = False,
     exits: Sequence[int] = (),
+    skips: Sequence[int] = (),
     exit_weight: float = 0.1,
     length_weight: float = 0.1,
     weights: Mapping[str, float] | None = None,
 ) -> Metrics:
     """One update from several packed rows, whose gradients are accumulated: the same as from one large row.
 
-    The objective is the sum of all losses (see `batch_loss`) divided by the labels of all rows together. Where it, or
-    the norm of its gradient, is not finite, nothing is updated and `skipped` is true.
+    The objective is the sum of all losses (see `batch_loss`) divided by the labels of all rows together, those of other
+    processes included. Where it, or the norm of its gradient, is not finite, nothing is updated and `skipped` is true.
+    `seeds` of chance in the model, one a row. In `parallel`, a process with fewer rows than another goes through its
+    last one again, for nothing, as the others wait for it in the middle of theirs.
 
     Returns `loss` (mean over the labels, last layer alone), `directions` (that of each), `grad_norm` (before clipping),
-    `skipped`.
+    `skipped`; the same in every process.
     """
-    labels = max(1, sum(batch.num_labels for batch in batches))
+    parallel = parallel or Parallel(model)
+    own_labels = sum(batch.num_labels for batch in batches)
+    plans = parallel.world.gather((len(batches), own_labels, idle_parameters(model, batches, skips)))
+    rounds, labels = max(count for count, _, _ in plans), max(1, sum(count for _, count, _ in plans))
     losses, objectives = _Losses(), []
+    options = {"exits": exits, "skips": skips, "exit_weight": exit_weight, "length_weight": length_weight}
     optimizer.zero_grad(set_to_none=True)
-    for batch in batches:
+    for number in range(rounds):
+        spare, sync = number >= len(batches), number + 1 == rounds
+        batch = batches[-1] if spare else batches[number]
+        if seeds and not spare:
+            torch.manual_seed(seeds[number])
         with torch.autocast(batch.positions.device.type, torch.bfloat16, enabled=bf16):
-            total, shares = batch_loss(
-                model, batch, exits=exits, exit_weight=exit_weight, length_weight=length_weight, weights=weights
-            )
-        (total / labels).backward()
-        objectives.append(total.detach())
-        losses.add(shares)
+            total, shares = parallel.loss(batch, sync=sync, weights=weights, **options)
+        parallel.backward(0 * total if spare else total / labels, sync=sync)
+        if not spare:
+            objectives.append(total.detach())
+            losses.add(shares)
+    parallel.forget_idle([idle for _, _, idle in plans])
     grad_norm = clip_gradients(model.parameters(), clip)
-    finite = bool(torch.stack([*objectives, grad_norm]).isfinite().all())
+    every = parallel.world.gather((bool(torch.stack(objectives).isfinite().all()), *losses.plain()))
+    finite = all(fine for fine, _, _ in every) and bool(grad_norm.isfinite())
     if finite:
         optimizer.step()
-    loss, directions = losses.means()
+    loss, directions = _means([(sums, counts) for _, sums, counts in every])
     return {"loss": loss, "directions": directions, "grad_norm": float(grad_norm), "skipped": not finite}
 
 
@@ -107,20 +131,25 @@ def train(
     seed: int = 0,
     exit_every: int = 0,
     max_nonfinite: int = 20,
+    parallel: Parallel | None = None,
     **options: Any,
 ) -> Iterator[Metrics]:
     """Train `state` in place up to step `steps`, yielding the metrics of each step after it is done.
 
-    `rows` are the loader's pairs of a packed row and the position behind it, beginning at `state.position`. `lr` gives
-    the learning rate of a step. Every `exit_every` steps one early layer is read too, each in turn (the rotating exits
+    `rows` are the loader's pairs of a packed row and the position behind it, beginning at `state.position`: of the
+    `rows_per_step` rows of each step those that are this process's (see `share_of`). `lr` gives the learning rate of a
+    step. Every `exit_every` steps one early layer is read too, each in turn (the rotating exits
     of LayerSkip, arXiv 2404.16710); 0: never. `options` go to `train_step`. More than `max_nonfinite` skipped steps
     in a row raise a ValueError: single ones are usual in a long run, but many in a row do not mend themselves.
     """
     model, device = state.model.train(), next(state.model.parameters()).device
+    parallel = parallel or Parallel(model)
+    world = parallel.world
+    lanes = share_of(rows_per_step, world)
     stream, in_a_row = iter(rows), 0
     while state.step < steps:
         start = time.perf_counter()
-        taken = list(islice(stream, rows_per_step))
+        taken = list(islice(stream, len(lanes)))
         if not taken:
             raise ValueError(f"the data ended after {state.step} of {steps} steps: give more of it, or let it repeat")
         waited = time.perf_counter() - start
@@ -128,14 +157,22 @@ def train(
         rate = lr(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(step_seed(seed, state.step))
-        exits = rotating_exit(state.step, exit_every, len(model.blocks))
-        metrics = train_step(model, state.optimizer, batches, exits=exits, **options)
+        metrics = train_step(
+            model,
+            state.optimizer,
+            batches,
+            parallel=parallel,
+            seeds=[row_seed(seed, state.step * rows_per_step + lane) for lane in lanes],
+            exits=rotating_exit(state.step, exit_every, len(model.blocks)),
+            skips=skipped_blocks(seed, state.step, len(model.blocks), model.layer_dropout),
+            **options,
+        )
         if state.ema is not None and not metrics["skipped"]:
             state.ema.update(model, state.step)
         state.step += 1
         state.position = taken[-1][1]
-        tokens, size = sum(batch.num_tokens for batch in batches), sum(batch.size for batch in batches)
+        counts = world.gather((sum(batch.num_tokens for batch in batches), sum(batch.size for batch in batches)))
+        tokens, size = (sum(column) for column in zip(*counts))
         seconds = time.perf_counter() - start
         state.tokens += tokens
         state.seconds += seconds
@@ -158,9 +195,26 @@ def train(
             )
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of chance inside the model at one step."""
-    return (seed * 1_000_003 + step) % 2**63
+def share_of(rows_per_step: int, world: World) -> range:
+    """Which of a step's rows are this process's."""
+    return range(world.rank, rows_per_step, world.size)
+
+
+def row_seed(seed: int, row: int) -> int:
+    """The seed of chance inside the model at one row of the run."""
+    return (seed * 1_000_003 + row) % 2**63
+
+
+def skipped_blocks(seed: int, step: int, depth: int, layer_dropout: float) -> tuple[int, ...]:
+    """Which blocks a step skips: the last with the probability `layer_dropout`, those before it with less
+    (arXiv 2404.16710).
+
+    One choice for all rows of a step, as no process can leave out a block whose weights the others are waiting for.
+    """
+    if not layer_dropout or depth < 2:
+        return ()
+    chances = rng(seed, 4, step).random(depth).tolist()
+    return tuple(n for n, chance in enumerate(chances) if chance < layer_dropout * n / (depth - 1))
 
 
 def rotating_exit(step: int, every: int, depth: int) -> tuple[int, ...]:
@@ -172,17 +226,21 @@ def rotating_exit(step: int, every: int, depth: int) -> tuple[int, ...]:
 
 @torch.no_grad()
 def validation_loss(
-    model: Transformer, batches: Iterable[Batch], *, bf16: bool = False
+    model: Transformer, batches: Iterable[Batch], *, bf16: bool = False, parallel: Parallel | None = None
 ) -> tuple[float, dict[str, float]]:
-    """The mean loss over all labels of the batches, and that of each direction, without dropout."""
+    """The mean loss over all labels of the batches, and that of each direction, without dropout.
+
+    In `parallel` each process has batches of its own, equally many, and the means are those over all of them.
+    """
+    parallel = parallel or Parallel(model)
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     losses = _Losses()
     for batch in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            losses.add(batch_loss(model, batch.to(device))[1])
+            losses.add(parallel.evaluate(batch.to(device)))
     model.train(was_training)
-    return losses.means()
+    return _means(parallel.world.gather(losses.plain()))
 
 
 @contextmanager

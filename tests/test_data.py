@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 import torch
 
-from anyxform.data import Codes, Counts, Examples, Rows, balance, condition_names, conditions, target
+from anyxform.data import Codes, Counts, Examples, Rows, balance, condition_names, conditions, merged, target
 from anyxform.dataset import Dataset, extensions_of
 from anyxform.directions import Directions
 from anyxform.field import Field
@@ -90,11 +90,36 @@ def test_workers_give_the_same_rows_in_the_same_order_from_any_position(datasets
 
 def test_every_position_is_followed_by_the_rest_of_the_stream(datasets):
     expected = stream(rows(datasets), 14)
-    assert len({position["pool"] for _, position in expected}) > 2
-    assert all(position["row"] < len(rows(datasets).pool(position["pool"])[0]) for _, position in expected)
-    assert any(position["row"] > 0 for _, position in expected)
+    assert len({position["pool"][0] for _, position in expected}) > 2
+    assert all(position["row"][0] < len(rows(datasets).pool(position["pool"][0])[0]) for _, position in expected)
+    assert any(position["row"][0] > 0 for _, position in expected)
     for number in range(13):
         assert stream(rows(datasets), 13 - number, expected[number][1]) == expected[number + 1 :]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_processes_share_the_rows_of_a_step(datasets, num_workers):
+    """Three lanes: in one process, and dealt to two; from the start and from a position that both have reached."""
+    expected = stream(rows(datasets, lanes=3), 30)
+    assert [batch for batch, _ in expected[:1]] == [batch for batch, _ in stream(rows(datasets), 1)]
+
+    def shared(steps, position=None):
+        options = {"lanes": 3, "num_workers": num_workers}
+        first = stream(rows(datasets, own=[0, 2], **options), 2 * steps, position)
+        return first, stream(rows(datasets, own=[1], **options), steps, position)
+
+    first, second = shared(10)
+    dealt = [[first[2 * step][0], second[step][0], first[2 * step + 1][0]] for step in range(10)]
+    assert [batch for step in dealt for batch in step] == [batch for batch, _ in expected]
+    assert merged([first[-1][1], second[-1][1]]) == expected[-1][1]
+    first, second = shared(4, expected[17][1])
+    assert [first[0][0], second[0][0], first[1][0]] == [batch for batch, _ in expected[18:21]]
+
+
+def test_as_many_lanes_as_the_run_had(datasets):
+    position = stream(rows(datasets, lanes=2), 1)[0][1]
+    with pytest.raises(ValueError, match=r"the run had train\.rows_per_step=2, not 3: resume with that"):
+        next(rows(datasets, lanes=3).from_position(position))
 
 
 def test_another_seed_is_another_stream(datasets):

@@ -359,7 +359,7 @@ def test_rows_of_the_starter_are_full():
         **{name: config[name] for name in names},
     )
     for _, position in rows.from_position():
-        if position["pool"] == 2:
+        if position["pool"] == [2]:
             break
     assert rows.padding < 0.02
     assert rows.counts.samples == 2 * config["pool"] and rows.counts.without_direction == 0

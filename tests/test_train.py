@@ -5,7 +5,7 @@ import torch
 
 from anyxform.loss import token_losses
 from anyxform.sequence import pack
-from anyxform.train import averaged, rotating_exit, train, train_step, validation_loss
+from anyxform.train import averaged, rotating_exit, skipped_blocks, train, train_step, validation_loss
 from tests.toy_training import CONDITIONS, DIRECTIONS, toy_example, toy_model, toy_row, toy_rows, toy_state
 
 CONSTANT = {"lr": lambda step: 3e-3}
@@ -122,6 +122,13 @@ def test_chance_depends_on_seed_and_step_alone():
 
     assert losses(0, disturb=0) == losses(0, disturb=7)
     assert losses(0, disturb=0) != losses(1, disturb=0)
+
+
+def test_the_last_blocks_are_skipped_most_and_the_first_never():
+    skipped = [skipped_blocks(0, step, 3, 0.6) for step in range(400)]
+    shares = [sum(block in it for it in skipped) / 400 for block in range(3)]
+    assert shares[0] == 0 and 0.2 < shares[1] < 0.4 and 0.5 < shares[2] < 0.7
+    assert skipped_blocks(0, 7, 3, 0.0) == ()
 
 
 def test_exits_rotate_through_the_early_layers():

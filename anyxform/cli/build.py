@@ -115,7 +115,17 @@ class Data:
         both = [(f"{split}/{name}", it) for split in ("train", "val") for name, it in getattr(self, split).items()]
         return condition_names(dict(both), modalities)
 
-    def rows(self, split: str, model: Transformer, modalities: Mapping[str, Modality], *, seed: int, pad: bool) -> Rows:
+    def rows(
+        self,
+        split: str,
+        model: Transformer,
+        modalities: Mapping[str, Modality],
+        *,
+        seed: int,
+        pad: bool,
+        lanes: int = 1,
+        own: Sequence[int] | None = None,
+    ) -> Rows:
         """The stream of rows of a split; validation is never augmented and read in this process."""
         config, train, datasets = self.config, split == "train", self.train if split == "train" else self.val
         weights = {
@@ -134,6 +144,8 @@ class Data:
             seed=seed,
             pad=pad,
             train=train,
+            lanes=lanes,
+            own=own,
             num_workers=config["num_workers"] if train else 0,
             **{name: config[name] for name in options if name in config},
         )

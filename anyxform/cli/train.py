@@ -3,6 +3,8 @@
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -14,18 +16,20 @@ import yaml
 from anyxform import __version__, resume
 from anyxform import train as training
 from anyxform.checkpoint import tidy
+from anyxform.cli import launch
 from anyxform.cli.build import Data, build_modalities, modality_classes, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.cli.interrupts import Interrupted, Interrupts
-from anyxform.data import Rows
+from anyxform.data import Counts, Rows, merged
+from anyxform.distributed import ALONE, Parallel, World, joined, whole_model
 from anyxform.field import did_you_mean
 from anyxform.model import Transformer, compile_blocks
 from anyxform.optim import EMA, OPTIMIZERS, learning_rate
 from anyxform.overfit import ENOUGH, one_of_each, overfit, rows_of
 from anyxform.pipeline import Pipeline, pick_device
-from anyxform.progress import Display, Journal, display
+from anyxform.progress import Display, Journal, Silent, display
 from anyxform.samples import probes, write_samples
-from anyxform.sequence import Batch
+from anyxform.sequence import Batch, pack
 from anyxform.train import Metrics, TrainState, averaged, validation_loss
 
 
@@ -35,16 +39,19 @@ def main(overrides: list[str]) -> int:
     debug = config["train"]["debug"]
     if debug not in (None, "overfit"):
         raise ValueError(f"train.debug={debug} is unknown: use overfit, or null for none")
-    torch.manual_seed(config["seed"])
-    run = Run(config, overrides)
-    return run.overfit() if debug else run.train()
+    if (processes := launch.wanted(config["distributed"])) > 1:
+        return launch.torchrun(processes, config["distributed"]["restarts"], overrides)
+    with joined(config["distributed"]["timeout"]) as world:
+        torch.manual_seed(config["seed"])
+        run = Run(config, overrides, world)
+        return run.overfit() if debug else run.train()
 
 
 class Run:
     """A run as its config describes it: the parts, put together."""
 
-    def __init__(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
-        self.config, self.options = config, config["train"]
+    def __init__(self, config: dict[str, Any], overrides: Sequence[str], world: World = ALONE) -> None:
+        self.config, self.options, self.world = config, config["train"], world
         for name, value, least in (
             ("seed", config["seed"], 0),
             ("train.steps", self.options["steps"], 1),
@@ -52,11 +59,18 @@ class Run:
         ):
             if value < least:
                 raise ValueError(f"{name}={value} is not possible: give {least} or more")
-        self.dir = Path(str(config["run_dir"] or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"))
-        self.start = first_checkpoint(self.dir, config["resume"], named=config["run_dir"] is not None)
+        if self.options["rows_per_step"] < world.size:
+            raise ValueError(
+                f"train.rows_per_step={self.options['rows_per_step']} is not possible with {world.size} processes: "
+                "give each of them a row at least"
+            )
+        self.dir = Path(world.first(str(config["run_dir"] or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}")))
+        named = config["run_dir"] is not None
+        start = first_checkpoint(self.dir, config["resume"], named=named) if world.leads else None
+        self.start: Path | None = world.first(start)
         kept = [word for word in overrides if not word.startswith(("run_dir=", "resume="))]
         self.command = shlex.join(["anyxform", "train", *kept, f"run_dir={self.dir}"])
-        self.device = pick_device(self.options["device"])
+        self.device = pick_device(self.options["device"])  # in a world of many, torch's current one
         self.data = Data.open(config["data"], modality_classes(config["modality"]))
         self.modalities = build_modalities(config["modality"], config["tokenizers"])
         self.state = self._fresh_state()
@@ -66,8 +80,12 @@ class Run:
         conditions = self.data.conditions(self.modalities)
         model = Transformer(modalities=self.modalities, conditions=conditions, **self.config["model"])
         model.to(self.device)
+        for block in model.blocks:
+            block.recomputes = self.options["checkpoint_activations"]
         if self.options["compile"]:
             compile_blocks(model)
+        strategy = self.config["distributed"]["strategy"]
+        self.parallel = Parallel(model, self.world, strategy, bf16=self.options["bf16"])
         optim = {name: self.config["optim"][name] for name in ("lr", "betas", "weight_decay")}
         name = self.config["optim"]["name"]
         if name not in OPTIMIZERS:
@@ -95,6 +113,7 @@ class Run:
             "hours": round(state.seconds / 3600, 3),
             "skipped": state.skipped,
             "parameters": state.model.num_parameters(),
+            "processes": self.world.size,
             "device": str(self.device),
             "samples": {name: len(dataset) for name, dataset in self.data.train.items()},
             "hold_out": self.data.directions.hold_out,
@@ -102,10 +121,12 @@ class Run:
         }
 
     def snapshot(self, val_loss: float | None = None) -> resume.Snapshot:
-        """A copy of the run as it stands, for a checkpoint."""
+        """A copy of the run as it stands, for a checkpoint; of use in the process that leads, made by all of them."""
+        state = replace(self.state, position=merged(self.world.gather(self.state.position)))
         return resume.snapshot(
-            self.state, self.modalities,
+            state, self.modalities,
             settings=self.settings, directions=self.directions, facts=self.facts, val_loss=val_loss,
+            keep=self.world.leads,
         )  # fmt: skip
 
     @property
@@ -125,6 +146,7 @@ class Run:
             rows,
             lr=lambda step: optim["lr"] * learning_rate(step, steps=options["steps"], **schedule),
             seed=self.config["seed"],
+            parallel=self.parallel,
             weights=options["loss_weights"],
             **{name: options[name] for name in names},
         )
@@ -135,26 +157,42 @@ class Run:
         if self.start is not None:
             self._resume(self.start)
         if state.step >= options["steps"]:
-            text = f"{self.start} has been trained for {state.step} steps: for more, give a larger train.steps"
-            print(text, file=sys.stderr)
+            self._tell(f"{self.start} has been trained for {state.step} steps: for more, give a larger train.steps")
             return 0
-        self.dir.mkdir(parents=True, exist_ok=True)
-        self._write_config()
+        if self.world.leads:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            self._write_config()
         pad = options["compile"] or self.device.type == "cuda"
-        rows = self.data.rows("train", state.model, self.modalities, seed=self.config["seed"], pad=pad)
-        shown = display(options["steps"], state.step, every=options["log_every"])
+        rows = self.rows(pad)
+        shown = display(options["steps"], state.step, every=options["log_every"]) if self.world.leads else Silent()
         saver = resume.Saver(self.dir, self.keep, failed=shown.say)
-        with Interrupts() as interrupts, shown, Journal(self.dir, state.step) as journal, saver:
+        writing = Journal(self.dir, state.step) if self.world.leads else nullcontext()
+        with Interrupts() as interrupts, shown, writing as journal, saver:
             shown.say(self.summary())
             if idle := self.data.idle_patterns(list(self.modalities)):
                 shown.say(f"no training sample fits {', '.join(idle)} of data.directions or data.hold_out")
             validate, sample = self._validation(pad), self._probes(journal)
             self._steps(rows, interrupts, shown, journal, saver, validate, sample)
             saver.wait()
-        if rows.counts.reasons:
-            reasons = "; ".join(rows.counts.reasons[:3])
-            print(f"left out {rows.counts.broken} of {rows.counts.samples} samples: {reasons}", file=sys.stderr)
-        return self._farewell(interrupts.received)
+        self._tell_of_broken(rows.counts)
+        return self._farewell([number for some in self.world.gather(interrupts.received) for number in some])
+
+    def rows(self, pad: bool) -> Rows:
+        """The rows of training that are this process's."""
+        count, seed = self.options["rows_per_step"], self.config["seed"]
+        own = training.share_of(count, self.world)
+        return self.data.rows("train", self.state.model, self.modalities, seed=seed, pad=pad, lanes=count, own=own)
+
+    def _tell(self, text: str) -> None:
+        if self.world.leads:
+            print(text, file=sys.stderr)
+
+    def _tell_of_broken(self, counts: Counts) -> None:
+        every = Counts()
+        for other in self.world.gather(counts):
+            every.add(other)
+        if every.reasons:
+            self._tell(f"left out {every.broken} of {every.samples} samples: {'; '.join(every.reasons[:3])}")
 
     def _write_config(self) -> None:
         """config.yaml; if the run goes on with another, the one so far is kept, named by its last step."""
@@ -164,8 +202,11 @@ class Run:
         path.write_text(text)
 
     def _resume(self, checkpoint: Path) -> None:
-        tidy(self.dir / "checkpoints")
+        if self.world.leads:
+            tidy(self.dir / "checkpoints")
         resume.load(checkpoint, self.state, self.settings, self.modalities)
+        if not self.world.leads:
+            return
         for later in resume.checkpoints(self.dir):
             if later.name > checkpoint.name:  # else they would outlive those that are to come
                 later.rename(later.with_name(f"broken-{later.name}"))
@@ -176,31 +217,39 @@ class Run:
         rows: Rows,
         interrupts: Interrupts,
         shown: Display,
-        journal: Journal,
+        journal: Journal | None,
         saver: resume.Saver,
         validate: Callable[[], Metrics],
         sample: Callable[[int], None],
     ) -> None:
         """Do the steps, and between them what is due."""
         options, state, begun = self.options, self.state, self.state.step
+        stream: Iterator[Any] = rows.from_position(state.position)
+        if self.world.size == 1:  # of many processes, none may leave the others in the middle of a step
+            stream = interrupts.until_one(stream)
         try:
-            for metrics in self.steps(interrupts.until_one(rows.from_position(state.position))):
-                step, stop = state.step, bool(interrupts.received)
+            for metrics in self.steps(stream):
+                step, stop = state.step, self.world.any(bool(interrupts.received))
                 last = step == options["steps"]
                 if due(step, options["val_every"], last) and not stop:
                     metrics |= validate()
-                if due(step, options["log_every"], last) or "val_loss" in metrics:
+                if journal and (due(step, options["log_every"], last) or "val_loss" in metrics):
                     journal.write(metrics)
                 shown.update(metrics)
                 if due(step, options["sample_every"], last) and not stop:
                     sample(step)
                 if last or stop or due(step, options["checkpoint_every"]):
-                    saver.save(self.snapshot(metrics.get("val_loss")))
+                    self._save(saver, metrics.get("val_loss"))
                 if stop:
                     break
         except Interrupted:
             if state.step > begun:
-                saver.save(self.snapshot())
+                self._save(saver)
+
+    def _save(self, saver: resume.Saver, val_loss: float | None = None) -> None:
+        taken = self.snapshot(val_loss)
+        if self.world.leads:
+            saver.save(taken)
 
     def _validation(self, pad: bool) -> Callable[[], Metrics]:
         """What measures the averaged weights on the same rows of the validation split again and again."""
@@ -208,30 +257,37 @@ class Run:
         batches: list[Batch] = []
         if count:
             rows = self.data.rows("val", self.state.model, self.modalities, seed=0, pad=pad)
-            batches = [batch for batch, _ in islice(rows.from_position(), count)]
+            every = [batch for batch, _ in islice(rows.from_position(), count)]
+            every += [pack([], self.state.model.condition_ids, every[0].size)] * (-count % self.world.size)
+            batches = every[self.world.rank :: self.world.size]
 
         def validate() -> Metrics:
             if not batches:
                 return {}
             with averaged(self.state) as model:
-                loss, directions = validation_loss(model, batches, bf16=self.options["bf16"])
+                loss, directions = validation_loss(model, batches, bf16=self.options["bf16"], parallel=self.parallel)
             return {"val_loss": loss, "val_directions": directions}
 
         return validate
 
-    def _probes(self, journal: Journal) -> Callable[[int], None]:
+    def _probes(self, journal: Journal | None) -> Callable[[int], None]:
         """What answers the same few items again and again, and writes the answers down."""
         count = self.options["num_probes"] if self.options["sample_every"] else 0
         items = probes(self.data.val or self.data.train, self.modalities, self.data.directions, count) if count else []
 
         def sample(step: int) -> None:
-            if items:
-                with averaged(self.state) as model:
-                    answers = Pipeline(model, self.modalities).answer(
+            if not items:
+                return
+            with averaged(self.state) as model:
+                whole = model
+                if self.parallel.sharded:
+                    whole = whole_model(model, self.modalities)
+                if journal:
+                    answers = Pipeline(whole, self.modalities).answer(
                         [item.direction for item in items], [item.sources for item in items]
                     )
-                folder = self.dir / "samples" / f"step-{step:08d}"
-                write_samples(folder, items, answers, self.modalities, journal.tensorboard, step)
+                    folder = self.dir / "samples" / f"step-{step:08d}"
+                    write_samples(folder, items, answers, self.modalities, journal.tensorboard, step)
 
         return sample
 
@@ -263,16 +319,17 @@ class Run:
         return (
             f"{start}: {millions:.1f} M parameters, {samples} samples, {len(self.directions)} directions, "
             f"steps {self.state.step} to {self.options['steps']} on {self.device}"
+            + (f", {self.world.size} processes ({self.config['distributed']['strategy']})" * (self.world.size > 1))
         )
 
     def _farewell(self, received: list[int]) -> int:
         if not received:
-            print(f"trained for {self.state.step} steps: {self.dir}", file=sys.stderr)
+            self._tell(f"trained for {self.state.step} steps: {self.dir}")
             return 0
         saved = (
             f"stopped and saved after step {self.state.step}" if self.state.step else "stopped before the first step"
         )
-        print(f"{saved}; go on with: {self.command} resume=auto", file=sys.stderr)
+        self._tell(f"{saved}; go on with: {self.command} resume=auto")
         return 128 + received[0]
 
 

@@ -1,0 +1,140 @@
+"""Two and four processes that train by DDP and by FSDP2, with gloo on the CPU, against one process."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import Tiny
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+def processes(out: Path, count: int, strategy: str, optimizer: str) -> list[dict[str, Any]]:
+    """What each process of `tests.ranks` saw."""
+    out.mkdir()
+    start = [sys.executable] if count == 1 else [*TORCHRUN, f"--nproc-per-node={count}"]
+    command = [*start, "-m", "tests.ranks", str(out), strategy, optimizer]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(out / f"rank-{rank}.pt") for rank in range(count)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
+    found = {}
+    for optimizer in ("sgd", "muon", "adamw"):
+        out = tmp_path_factory.mktemp("alone") / optimizer
+        found[optimizer] = out, processes(out, 1, "ddp", optimizer)[0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("count", "strategy", "optimizer"),
+    [(2, "ddp", "adamw"), (2, "fsdp", "muon"), (4, "fsdp", "sgd"), (4, "ddp", "sgd")],
+)
+def test_processes_together_train_as_one_does(tmp_path, alone, count, strategy, optimizer):
+    """Losses, norms, clipped gradients, averages and the weights after a resume; rows are fewer or more than processes
+    by one, lack modalities, and differ in length; blocks are skipped, recomputed and read early."""
+    out, expected = alone[optimizer]
+    close = 1e-3 if optimizer == "muon" else 1e-5  # muon orthogonalises in bf16
+    every = processes(tmp_path / "many", count, strategy, optimizer)
+    for found in every:
+        for one, other in zip(expected["steps"], found["steps"], strict=True):
+            for name in ("loss", "directions", "grad_norm", "tokens"):
+                assert other[name] == pytest.approx(one[name], rel=close), name
+        assert found["validation"][0] == pytest.approx(expected["validation"][0], rel=close)
+        assert found["again"][0] == pytest.approx(expected["again"][0], rel=close)
+        same(found["whole"], expected["whole"], exactly=optimizer == "sgd")
+    for name in ("model", "weights", "optimizer"):
+        file = f"checkpoints/step-00000006/{name}.safetensors"
+        same(load_file(tmp_path / "many" / file), load_file(out / file), exactly=optimizer == "sgd")
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], exactly: bool) -> None:
+    """Equal to 1e-5; on an average to 1e-4 where the optimizer makes much of a gradient that is almost zero."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        difference = (found[name].float() - tensor.float()).abs()
+        worst = difference.max() if exactly else 0.1 * difference.mean()
+        assert worst <= 1e-5 * max(1.0, float(tensor.float().abs().max())), name
+
+
+def train(tiny: Tiny, run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
+    options = ("train.rows_per_step=3", "train.val_every=3", "train.val_rows=3", "train.sample_every=6", *overrides)
+    command = [sys.executable, "-m", "anyxform", *tiny.train(run_dir, *options)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def losses(run_dir: Path) -> list[float]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [float(re.search(r'"loss": ([\d.]+)', line)[1]) for line in lines]  # type: ignore[index]
+
+
+def test_the_command_trains_in_processes_and_goes_on_in_another_number(tiny, tmp_path):
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    process = train(tiny, whole)
+    assert process.wait(100) == 0, process.communicate()[1]
+    several = ("distributed=fsdp", "distributed.processes=2")
+    process = train(tiny, parted, "train.steps=4", "optim.schedule=constant", *several)
+    assert process.wait(100) == 0, process.communicate()[1]
+    process = train(tiny, parted, "resume=auto")
+    said = process.communicate(timeout=100)[1]
+    assert process.returncode == 0 and "resuming" in said, said
+    assert len(losses(parted)) == 6
+    assert losses(parted)[:3] == pytest.approx(losses(whole)[:3], rel=1e-4)
+    assert (parted / "samples" / "step-00000006" / "index.jsonl").exists()
+
+
+def test_a_process_that_dies_takes_the_run_down_and_all_start_again(tiny, tmp_path):
+    options = (
+        "train.steps=200",
+        "train.checkpoint_every=2",
+        "resume=auto",
+        "train.sample_every=0",
+        "train.val_every=0",
+    )
+    process = train(tiny, tmp_path, *options, "distributed.processes=2", "distributed.restarts=1")
+    wait_for(tmp_path / "metrics.jsonl", lines=4)
+    kill_one(process.pid)
+    began = time.monotonic()
+    said = process.communicate(timeout=150)[1]
+    assert process.returncode == 0, said[-2000:]
+    assert "resuming" in said and "trained for 200 steps" in said
+    assert time.monotonic() - began < 140
+
+
+def wait_for(path: Path, lines: int) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() or len(path.read_text().splitlines()) < lines:
+        assert time.monotonic() < deadline, f"{path} has not come"
+        time.sleep(0.05)
+
+
+def kill_one(parent: int) -> None:
+    """SIGKILL the last of a process's children."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("distributed.processes=0",), "distributed.processes=0 is not possible"),
+        (("distributed.processes=2", "distributed.restarts=1"), "restarts needs to know where to go on"),
+        (("distributed=spdf",), "fsdp"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(tiny, tmp_path, overrides, message):
+    process = train(tiny, tmp_path, *overrides)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2 and message in said and len(said.splitlines()) == 1, said
