@@ -5,6 +5,7 @@ decides the result, which rows a step has and which blocks it skips, never depen
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ ALONE = World()
 def joined(timeout: float = 600) -> Iterator[World]:
     """The world that torchrun describes in the environment, for as long as the context lasts; alone without it.
 
-    Tensors travel by NCCL where there is CUDA, else by gloo. `timeout`: seconds that another process is waited for.
+    Tensors travel by NCCL where there is CUDA, else by gloo. `timeout`: seconds that another process is waited for;
+    `Lost` is raised where it does not answer.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield ALONE
@@ -73,10 +75,20 @@ def joined(timeout: float = 600) -> Iterator[World]:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
+    world = World(dist.get_rank(), dist.get_world_size())
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        yield world
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            reason = re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0]  # without its place in gloo's sources
+            raise Lost(f"process {world.rank} of {world.size} has lost another one ({reason})") from error
+        raise
     finally:
         dist.destroy_process_group()
+
+
+class Lost(RuntimeError):
+    """Another process of the run has ended or does not answer."""
 
 
 class Parallel:

@@ -1,30 +1,106 @@
-"""Several processes on this machine, started by torchrun, each with the command that was given."""
+"""Several processes with the command that was given: started and watched here by torchrun's launcher, or by SLURM."""
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import torch
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+LOST = 3
+"""The exit code of a process that has lost another one: not the first to fail."""
 
 
-def wanted(options: Mapping[str, Any]) -> int:
-    """How many processes are still to be started; 1 inside of those that torchrun started."""
-    processes = options["processes"]
-    if processes != "auto" and (isinstance(processes, bool) or not isinstance(processes, int) or processes < 1):
-        raise ValueError(f"distributed.processes={processes} is not possible: give 1 or more, or auto")
+def elsewhere(options: Mapping[str, Any], overrides: Sequence[str], run_dir: str | None) -> int | None:
+    """Train in other processes if the config `distributed` wants that: their exit code. None: train in this one."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        return 1
-    return max(1, torch.cuda.device_count()) if processes == "auto" else processes
+        return None
+    local = isinstance(options["processes"], int) and not isinstance(options["processes"], bool)
+    if options["processes"] != "auto" and not (local and options["processes"] > 0):
+        raise ValueError(f"distributed.processes={options['processes']} is not possible: give 1 or more, or auto")
+    if (options["restarts"] or options["cluster"]) and (run_dir is None or "resume=auto" not in overrides):
+        raise ValueError("distributed.restarts and distributed.cluster need to know the run: give run_dir= resume=auto")
+    if options["cluster"]:
+        return _submit(options, overrides, Path(str(run_dir)))
+    return launch(options, overrides) if _processes(options) > 1 else None
 
 
-def torchrun(processes: int, restarts: int, overrides: Sequence[str]) -> NoReturn:
-    """Become torchrun, with ``anyxform train`` in so many processes."""
-    if restarts and "resume=auto" not in overrides:
-        raise ValueError("distributed.restarts needs to know where to go on: give resume=auto and run_dir=")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-        f"--max-restarts={restarts}", "-m", "anyxform", "train", *overrides,
-    ]  # fmt: skip
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} | os.environ
-    os.execve(sys.executable, command, environment)
+def _processes(options: Mapping[str, Any]) -> int:
+    processes = options["processes"]
+    return max(1, torch.cuda.device_count()) if processes == "auto" else int(processes)
+
+
+def launch(options: Mapping[str, Any], overrides: Sequence[str], endpoint: str = "localhost:0", run: str = "") -> int:
+    """Run ``anyxform train`` in this machine's processes; the exit code of the first that failed.
+
+    When one of them fails the others are ended, and all are started again, so many times. Signals are passed on.
+    `endpoint` and `run`: where, and for what, the machines of one run meet.
+    """
+    processes = _processes(options)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # else processes that are started again find in the launcher's store the addresses of those that are gone
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it tells tracebacks of its own
+    config = LaunchConfig(
+        min_nodes=options["nodes"], max_nodes=options["nodes"], nproc_per_node=processes, rdzv_backend="c10d",
+        rdzv_endpoint=endpoint, run_id=run or uuid4().hex, max_restarts=options["restarts"], monitor_interval=0.1,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "anyxform", "train", *overrides)
+    except SignalException as error:
+        return 128 + error.sigval
+    except ChildFailedError as error:
+        return _failed({rank: failure.exitcode for rank, failure in error.failures.items()})
+    return 0
+
+
+def _failed(codes: Mapping[int, int]) -> int:
+    """Say which process failed first, unless it has said so itself."""
+    first = {rank: code for rank, code in codes.items() if code not in (LOST, -15)} or dict(codes)
+    rank, code = min(first.items())
+    if code < 0:
+        print(f"anyxform: error: process {rank} was killed by signal {-code}", file=sys.stderr)
+    return code if code > 0 else 128 - code
+
+
+def _submit(options: Mapping[str, Any], overrides: Sequence[str], run_dir: Path) -> int:
+    """Hand the run to SLURM and say under which number."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise ValueError("distributed=slurm needs submitit: pip install 'anyxform[slurm]'") from error
+    executor = submitit.AutoExecutor(folder=run_dir / "jobs", cluster=options["cluster"])
+    executor.update_parameters(
+        name=run_dir.name, nodes=options["nodes"], tasks_per_node=1, timeout_min=options["minutes"],
+        **{f"slurm_{name}": value for name, value in options["slurm"].items()},
+    )  # fmt: skip
+    job = executor.submit(_Node(dict(options), list(overrides)))
+    print(f"submitted as job {job.job_id}: {job.paths.stderr} will have what it tells", file=sys.stderr)
+    return 0
+
+
+class _Node:
+    """What SLURM runs on each machine; where its time is over it is queued again, and goes on."""
+
+    def __init__(self, options: dict[str, Any], overrides: list[str]) -> None:
+        self.options, self.overrides = options, overrides
+
+    def __call__(self) -> None:
+        import submitit
+
+        place = submitit.JobEnvironment()
+        endpoint = f"{place.hostnames[0]}:{self.options['port']}" if self.options["nodes"] > 1 else "localhost:0"
+        code = launch(self.options, self.overrides, endpoint, str(place.job_id))
+        if code:
+            raise RuntimeError(f"the training ended with the exit code {code}: see above")
+
+    def checkpoint(self) -> Any:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)

@@ -1,7 +1,9 @@
 """`anyxform train [key=value …]`: train a model, or go on training one."""
 
+import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,12 +18,12 @@ import yaml
 from anyxform import __version__, resume
 from anyxform import train as training
 from anyxform.checkpoint import tidy
-from anyxform.cli import launch
 from anyxform.cli.build import Data, build_modalities, modality_classes, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.cli.interrupts import Interrupted, Interrupts
+from anyxform.cli.launch import LOST, elsewhere
 from anyxform.data import Counts, Rows, merged
-from anyxform.distributed import ALONE, Parallel, World, joined, whole_model
+from anyxform.distributed import ALONE, Lost, Parallel, World, joined, whole_model
 from anyxform.field import did_you_mean
 from anyxform.model import Transformer, compile_blocks
 from anyxform.optim import EMA, OPTIMIZERS, learning_rate
@@ -39,12 +41,20 @@ def main(overrides: list[str]) -> int:
     debug = config["train"]["debug"]
     if debug not in (None, "overfit"):
         raise ValueError(f"train.debug={debug} is unknown: use overfit, or null for none")
-    if (processes := launch.wanted(config["distributed"])) > 1:
-        return launch.torchrun(processes, config["distributed"]["restarts"], overrides)
-    with joined(config["distributed"]["timeout"]) as world:
-        torch.manual_seed(config["seed"])
-        run = Run(config, overrides, world)
-        return run.overfit() if debug else run.train()
+    if (code := elsewhere(config["distributed"], overrides, config["run_dir"])) is not None:
+        return code
+    try:
+        with joined(config["distributed"]["timeout"]) as world:
+            torch.manual_seed(config["seed"])
+            run = Run(config, overrides, world)
+            return run.overfit() if debug else run.train()
+    except Lost as error:
+        print(f"anyxform: error: {error}", file=sys.stderr)
+        return LOST
+    except (ValueError, OSError):
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(5)  # mostly the process that leads says the same, whereupon this one is ended
+        raise
 
 
 class Run:
