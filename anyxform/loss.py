@@ -39,7 +39,6 @@ def batch_loss(
     *early, last = model.states(batch, exits, skips)
     total = last.new_zeros((), dtype=torch.float32)
     shares = torch.zeros(len(batch.directions), device=last.device)
-    counts = torch.zeros(len(batch.directions), device=last.device)
     for name, target in batch.targets.items():
         weight = 1.0 if weights is None else weights.get(name, 1.0)
         for states, scale in [*((states, exit_weight) for states in early), (last, 1.0)]:
@@ -48,9 +47,8 @@ def batch_loss(
             total = total + weight * scale * losses.sum()
         total = total + weight * length_weight * _length_loss(model, name, target, last)
         shares.index_add_(0, target.label_directions, losses.detach())
-        counts.index_add_(0, target.label_directions, torch.ones_like(losses))
-    per_direction = {d: (share, int(n)) for d, share, n in zip(batch.directions, shares, counts.tolist()) if n}
-    return total, per_direction
+    counted = zip(batch.directions, shares, batch.direction_labels, strict=True)
+    return total, {direction: (share, count) for direction, share, count in counted if count}
 
 
 def _length_loss(model: Transformer, name: str, target: PackedTargets, states: Tensor) -> Tensor:

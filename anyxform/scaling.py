@@ -45,9 +45,17 @@ class Law:
     def best_size(self, operations: float) -> tuple[float, float]:
         """The parameters and tokens that give the lowest loss for so many floating-point operations of training."""
         both = operations / TRAINING  # parameters × tokens
-        ratio = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
-        parameters = ratio * both ** (self.beta / (self.alpha + self.beta))
+        parameters = self._ratio * both ** (self.beta / (self.alpha + self.beta))
         return parameters, both / parameters
+
+    def best_tokens(self, parameters: float) -> float:
+        """The tokens after which a model of this size is the best for the operations it has taken."""
+        both = (parameters / self._ratio) ** ((self.alpha + self.beta) / self.beta)
+        return both / parameters
+
+    @property
+    def _ratio(self) -> float:
+        return (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
 
 
 def fit_law(points: Sequence[Point]) -> Law:

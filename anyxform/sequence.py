@@ -8,7 +8,8 @@ A segment of the row is one example in one direction:
 Nothing is seen across segments. Letters: N tokens of the row, T tokens of a value, K codebooks, A position axes.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -129,6 +130,7 @@ class Batch:
     targets: dict[str, PackedTargets]
     keys: list[str] = field(default_factory=list)
     directions: list[str] = field(default_factory=list)  # unique; labels point into it
+    direction_labels: list[int] = field(default_factory=list)  # how many labels each direction has
 
     @property
     def num_labels(self) -> int:
@@ -136,18 +138,18 @@ class Batch:
         return sum(len(target.label_index) for target in self.targets.values())
 
     def to(self, device: torch.device | str) -> "Batch":
-        return _moved(self, device)
+        return mapped(self, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def _moved(value: _T, device: torch.device | str) -> _T:
-    """Every tensor in a tree of dataclasses and dicts on `device`."""
+def mapped(value: _T, function: Callable[[Tensor], Tensor]) -> _T:
+    """A tree of dataclasses and dicts with each tensor replaced."""
     result: Any = value
     if isinstance(value, Tensor):
-        result = value.to(device, non_blocking=True)
+        result = function(value)
     elif isinstance(value, dict):
-        result = {key: _moved(item, device) for key, item in value.items()}
+        result = {key: mapped(item, function) for key, item in value.items()}
     elif is_dataclass(value) and not isinstance(value, type):
-        result = type(value)(**{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})
+        result = type(value)(**{f.name: mapped(getattr(value, f.name), function) for f in fields(value)})
     return result
 
 
@@ -189,6 +191,7 @@ class _Row:
         self.targets: dict[str, list[tuple[Tensor, ...]]] = {}
         self.keys: list[str] = []
         self.directions: dict[str, int] = {}
+        self.labels = Counter[int]()
 
     def add(self, example: Example) -> None:
         start, position = self.offset, 0
@@ -231,6 +234,7 @@ class _Row:
             marked, length = (none, none) if known else (torch.tensor([before]), torch.tensor([len(tokens)]))
         direction = self.directions.setdefault(example.direction, len(self.directions))
         which = torch.full((len(at),), direction)
+        self.labels[direction] += len(at)
         self.targets.setdefault(target.modality, []).append((inputs, tokens, labels, at, which, marked, length))
 
     def batch(self, size: int) -> Batch:
@@ -253,6 +257,7 @@ class _Row:
             targets={name: PackedTargets(*map(torch.cat, zip(*parts))) for name, parts in self.targets.items()},
             keys=self.keys,
             directions=list(self.directions),
+            direction_labels=[self.labels[number] for number in self.directions.values()],
         )
 
 

@@ -76,6 +76,8 @@ def test_a_command_works(line: str, home: Path, capsys: pytest.CaptureFixture[st
         assert main([name, *arguments, "split=val", "judges=false", "limit=2"]) == 0, capsys.readouterr().err
     elif name == "data":
         assert arguments[0] != "check" or compose("check", arguments[1:])
+    elif name == "plan" and "--fit" not in arguments:
+        assert main([name, *arguments, "train.rows_per_step=64", "data.tokens_per_row=96"]) == 0, capsys.readouterr().err
     elif name in ("modalities", "doctor"):
         assert main([name]) == 0
 

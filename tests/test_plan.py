@@ -93,7 +93,8 @@ def test_the_law_is_drawn(runs: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: --fit"),
+        (["--gpu", "h100", "model=smal"], "there is no config 'model/smal': did you mean 'small'?"),
+        (["--fit", "small", "--tokens", "no"], "invalid float value: 'no'"),
         (["--fit", "nowhere"], "there is no checkpoint at nowhere"),
         (["--fit", "small", "large"], "2 sizes of model"),
         (["--fit", "small", "--skip", "1"], "--skip 1 is not possible"),

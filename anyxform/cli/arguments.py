@@ -9,3 +9,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see: {self.prog} --help)")
+
+
+def short(number: float) -> str:
+    """A large number in a few characters."""
+    for size, letter in ((1e12, "T"), (1e9, "G")):
+        if number >= size:
+            return f"{number / size:.2f} {letter}"
+    return f"{number / 1e6:.1f} M"

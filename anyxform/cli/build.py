@@ -19,7 +19,7 @@ from anyxform.model import Transformer
 NONE = "none"
 OPEN = ("sampling", "train.loss_weights")
 """Dictionaries of the configs that are empty, and may hold any keys."""
-FREE = ("datasets", "directions", "resume")
+FREE = ("datasets", "directions", "resume", "processes")
 """Keys whose values may be of another type than their defaults."""
 
 

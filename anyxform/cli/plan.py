@@ -1,72 +1,161 @@
-"""`anyxform plan --fit RUN RUN RUN …`: which size of model is right for a time of training, by runs on this machine."""
+"""`anyxform plan`: what a training would take, and, with `--fit`, which size of model is right, by runs."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from anyxform.cli.arguments import Parser
+from anyxform.cli.arguments import Parser, short
 
-if TYPE_CHECKING:
-    from anyxform.plan import Measured
-    from anyxform.scaling import Law
+RULE_OF_THUMB = 20
+"""Tokens for each parameter, where no law has been fitted (Chinchilla's, for text)."""
 
 
 def main(arguments: list[str]) -> int:
-    """Print the law and its advice, write plan.json and scaling.png; returns the exit code."""
+    """Print and write what was asked for; returns the exit code."""
     parser = Parser(
         prog="anyxform plan",
-        description="Fit the held-out loss of runs to a power law of size and data, and say which size is right.",
+        description="Say what a training would take: memory, time and money of the config that `anyxform train` would "
+        "get (model=small data=mine …). With --fit: fit the held-out loss of runs to a power law of size and data.",
     )
-    parser.add_argument("--fit", nargs="+", type=Path, required=True, metavar="RUN", help="runs of three sizes or more")
-    parser.add_argument("--hours", type=float, nargs="+", default=[1, 3, 10, 30, 100], help="of training, to advise on")
-    parser.add_argument("--skip", type=float, default=0.1, help="share of each run that is left out at its start")
-    parser.add_argument("-o", "--out", type=Path, default=Path("plan"), help="a folder (default: plan)")
-    options = parser.parse_args(arguments)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the config, as for anyxform train")
+    parser.add_argument("--config-dir", help="a folder of your own configs")
+    parser.add_argument("--gpu", default="here", help="l4, a100, h100, …; here: this machine, measured (default)")
+    parser.add_argument("--gpus", type=int, default=1, help="how many (default: 1)")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of their operations reached (default: 0.4)")
+    parser.add_argument("--tokens", type=float, help="to train on (default: by --law, else 20 for each parameter)")
+    parser.add_argument("--price", type=float, help="of an hour of one of them")
+    parser.add_argument("--law", type=Path, help="plan.json of an earlier --fit, to advise on tokens")
+    parser.add_argument("--sizes", action="store_true", help="a line for each size of model instead")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--fit", nargs="+", type=Path, metavar="RUN", help="runs of three sizes or more")
+    parser.add_argument("--hours", type=float, nargs="+", default=[1, 3, 10, 30, 100], help="of training, with --fit")
+    parser.add_argument("--skip", type=float, default=0.1, help="share of each run left out at its start, with --fit")
+    parser.add_argument("-o", "--out", type=Path, default=Path("plan"), help="a folder, with --fit (default: plan)")
+    options = parser.parse_intermixed_args(arguments)
+    if options.fit:
+        from anyxform.cli.fit import fit
 
-    from anyxform.checkpoint import write_json
-    from anyxform.plan import advise, measured
-    from anyxform.scaling import fit_law
-    from anyxform.scaling_picture import draw_scaling
+        return fit(options)
+    return _budget(options)
 
-    if not 0 <= options.skip < 1:
-        raise ValueError(f"--skip {options.skip:g} is not possible: give a share from 0 to below 1")
-    if min(options.hours) <= 0:
-        raise ValueError(f"--hours {min(options.hours):g} is not possible: give hours above 0")
-    runs = [measured(path, options.skip) for path in options.fit]
-    law = fit_law([point for run in runs for point in run.points])
-    options.out.mkdir(parents=True, exist_ok=True)
-    advice = [advise(law, runs, hours) for hours in sorted(options.hours)]
-    write_json(options.out / "plan.json", {"law": asdict(law), "runs": [asdict(it) for it in runs], "advice": advice})
-    _tell(law, runs, advice)
-    try:
-        draw_scaling(law, {run.name: run.points for run in runs}, options.out / "scaling.png")
-    except ValueError as error:  # everything else is measured and saved
-        Console(stderr=True).print(str(error), markup=False)
-    print(options.out)
+
+def _budget(options: Any) -> int:
+    from anyxform.budget import Setting, plan
+    from anyxform.cli.build import prepared, typed
+    from anyxform.cli.conf import compose
+    from anyxform.hardware import device
+    from anyxform.model import PRESETS
+    from anyxform.scaling import Law
+
+    for name, value in (("--gpus", options.gpus), ("--mfu", options.mfu), ("--tokens", options.tokens or 1)):
+        if not value > 0:
+            raise ValueError(f"{name} {value:g} is not possible: give more than 0")
+    words = prepared([*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])])
+    config = typed(compose("train", words), compose("train", []))
+    train = config["train"]
+    setting = Setting(
+        device(options.gpu, train["bf16"]),
+        options.gpus,
+        sharded=config["distributed"]["strategy"] == "fsdp" and options.gpus > 1,
+        mfu=options.mfu,
+        rows_per_step=train["rows_per_step"],
+        average=train["ema"] is not None,
+        bf16=train["bf16"],
+    )
+    law = Law(**json.loads(options.law.read_text())["law"]) if options.law else None
+    sizes = PRESETS if options.sizes else {"": {}}
+    plans = {}
+    for name, cost in _costs(config, sizes).items():
+        advised = law.best_tokens(cost.parameters) if law else RULE_OF_THUMB * cost.parameters
+        plans[name] = {**plan(cost, setting, options.tokens or advised, options.price), "tokens_advised": advised}
+    if options.json:
+        print(json.dumps(plans if options.sizes else plans[""], indent=1))
+    elif options.sizes:
+        _tell_sizes(plans, setting)
+    else:
+        _tell_one(plans[""], setting, "the law" if law else f"{RULE_OF_THUMB} for each parameter")
     return 0
 
 
-def _tell(law: "Law", runs: Sequence["Measured"], advice: Sequence[dict[str, Any]]) -> None:
+def _costs(config: dict[str, Any], sizes: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """The cost of the config's model, or of each of these sizes, on the first rows of its data."""
+    from itertools import islice
+
+    from anyxform.cli.build import Data, build_modalities, modality_classes
+    from anyxform.estimate import estimate, shapes_only
+    from anyxform.model import Transformer
+
+    train = config["train"]
+    modalities = build_modalities(config["modality"], config["tokenizers"])
+    data = Data.open({**config["data"], "num_workers": 0}, modality_classes(config["modality"]))
+    conditions = data.conditions(modalities)
+    with shapes_only():
+        model = Transformer(modalities=modalities, conditions=conditions, **config["model"])
+    rows = data.rows("train", model, modalities, seed=config["seed"], pad=False)
+    batches = [batch for batch, _ in islice(rows.from_position(), 2 if len(sizes) == 1 else 1)]
+    return {
+        name: estimate(
+            config["model"] | size,
+            modalities,
+            conditions,
+            batches,
+            optimizer=config["optim"]["name"],
+            bf16=train["bf16"],
+            recompute=train["checkpoint_activations"],
+        )
+        for name, size in sizes.items()
+    }
+
+
+def _tell_one(plan: dict[str, Any], setting: Any, advice: str) -> None:
+    table = Table("what", "how much", box=None, show_header=False)
+    table.add_row("parameters", short(plan["parameters"]))
+    table.add_row("operations for each token trained on", short(plan["operations_per_token"]))
+    for name, size in plan["memory"].items():
+        table.add_row(f"memory of a process: {name}", _bytes(size))
+    fits = "fits" if plan["memory_needed"] < plan["memory_there"] else "does not fit"
+    needed, there = _bytes(plan["memory_needed"]), _bytes(plan["memory_there"])
+    table.add_row("memory of a process", f"{needed} of {there}: {fits}")
+    reached = f"{setting.mfu:.0%} of {setting.device.operations / 1e12:.3g} Tflop/s × {setting.devices}"
+    table.add_row("tokens a second", f"{plan['tokens_per_second']:,.0f} ({reached})")
+    table.add_row("tokens advised", f"{short(plan['tokens_advised'])} ({advice})")
+    table.add_row(f"time for {short(plan['tokens'])} tokens", _time(plan["days"]))
+    if plan["price"] is not None:
+        table.add_row(f"price for {short(plan['tokens'])} tokens", f"{plan['price']:,.2f}")
+        table.add_row("price of a million generated tokens", f"{plan['price_per_million_generated']:.4f}")
+    table.add_row(
+        "tokens generated a second, by one", f"{plan['generated_tokens_per_second']:,.0f} (64 answers together)"
+    )
     console = Console()
-    console.print(
-        f"loss = {law.floor:.3f} + {law.a:.3g} / parameters^{law.alpha:.3f} + {law.b:.3g} / tokens^{law.beta:.3f}, "
-        f"{law.error:.1%} beside the {sum(len(run.points) for run in runs)} losses measured",
-        soft_wrap=True,
-        highlight=False,
-    )
-    table = Table(
-        "hours", "best size", "on tokens", "loss", *(f"{run.name} ({_short(run.parameters)})" for run in runs)
-    )
-    for line in advice:
-        cells = [f"{value:.3f}{' ◀' * (name == line['of_the_runs'])}" for name, value in line["expected"].items()]
-        best = [_short(line[name]) for name in ("best_parameters", "tokens")]
-        table.add_row(f"{line['hours']:g}", *best, f"{line['loss']:.3f}", *cells)
+    Console(width=None if console.is_terminal else 140).print(table)
+    if fits != "fits":
+        console.print(
+            "take train.checkpoint_activations=true, distributed=fsdp with more of them, or a smaller "
+            "data.tokens_per_row",
+            soft_wrap=True,
+        )
+
+
+def _tell_sizes(plans: dict[str, dict[str, Any]], setting: Any) -> None:
+    table = Table("size", "parameters", "flop/token", "memory", "fits", "tokens/s", "tokens advised", "days", "price")
+    for name, plan in plans.items():
+        fits = plan["memory_needed"] < plan["memory_there"]
+        price = "–" if plan["price"] is None else f"{plan['price']:,.0f}"
+        table.add_row(
+            name, short(plan["parameters"]), short(plan["operations_per_token"]), _bytes(plan["memory_needed"]),
+            "yes" if fits else "no", f"{plan['tokens_per_second']:,.0f}", short(plan["tokens"]),
+            f"{plan['days']:.3g}", price,
+        )  # fmt: skip
+    console = Console()
     Console(width=None if console.is_terminal else 140).print(table)
 
 
-def _short(number: float) -> str:
-    return f"{number / 1e9:.2f} G" if number >= 1e9 else f"{number / 1e6:.1f} M"
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:.2f} GB"
+
+
+def _time(days: float) -> str:
+    return f"{days:.1f} days" if days >= 2 else f"{24 * days:.2g} hours"

@@ -1,7 +1,7 @@
 """How recordings enter the model: two strided convolutions over time, within each clip."""
 
 import torch.nn.functional as F
-from torch import Tensor, arange, nn, tensor
+from torch import Tensor, arange, cat, nn, tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from modalities.audio.spectrogram import BANDS
@@ -23,5 +23,6 @@ class ConvStem(nn.Module):
         within = arange(x.shape[2], device=x.device) < halves[:, None]
         # what the bias made of the padding must not reach a clip's last token
         x = F.gelu(self.conv2(x * within[:, None])).transpose(1, 2)
-        quarters = arange(x.shape[1], device=x.device) < (halves // 2)[:, None]
-        return self.out(x[quarters])
+        # by numbers: a mask would have to be read from the device to know how many there are
+        tokens = cat([arange(length // 4) + clip * x.shape[1] for clip, length in enumerate(lengths)]).to(x.device)
+        return self.out(x.flatten(0, 1)[tokens])
