@@ -115,10 +115,13 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def permitted(logits: Tensor, codes: Tensor, no_repeat: int, never_ends: bool) -> Tensor:
-    """Logits ``[B, K, V + 1]`` of the token behind codes ``[B, T, K]``, with minus infinity for what may not follow."""
+def permitted(logits: Tensor, codes: Tensor, no_repeat: int, never_ends: bool | Tensor) -> Tensor:
+    """Logits ``[B, K, V + 1]`` of the token behind codes ``[B, T, K]``, with minus infinity for what may not follow.
+
+    `never_ends`, of all or of each of B: the end may not follow.
+    """
     forbidden = repeats(codes.transpose(1, 2), no_repeat, logits.shape[-1] - 1)
-    end = forbidden.new_full((*forbidden.shape[:-1], 1), never_ends)
+    end = torch.as_tensor(never_ends, device=logits.device).reshape(-1, 1, 1).expand(*forbidden.shape[:-1], 1)
     return logits.masked_fill(torch.cat([forbidden, end], dim=-1), -math.inf)
 
 

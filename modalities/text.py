@@ -3,6 +3,7 @@
 Letters: T tokens of one text, N tokens of all texts of a batch, D width.
 """
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from anyxform.modality import Modality, Score
 
 WORDS = ("a", "red", "fish", "une", "grenouille", "verte", "тигр", "和", "🐸", "d'été")
+ELLIPSIS = "…"
 
 
 class Text(Modality):
@@ -93,6 +95,35 @@ class Text(Modality):
         """Bytes that are not UTF-8, as a model may produce, become U+FFFD."""
         return self.tokenizer.decode(codes.flatten().tolist())
 
+    def region(self, spec: str, value: str) -> Tensor:
+        """The mask of the characters of ``from:to``, or of words that the text holds, in quotes or not."""
+        start, end = _span(spec, value)
+        mask = torch.zeros(len(value), dtype=torch.bool)
+        mask[start:end] = True
+        return mask
+
+    def extended(self, spec: str, value: str) -> tuple[str, Tensor]:
+        """Longer at its ``start`` or its ``end``: by an ellipsis, in place of which the new text comes."""
+        if spec not in ("start", "end"):
+            raise ValueError(f"{spec!r} is not where a text can go on: give start or end")
+        longer = value + ELLIPSIS if spec == "end" else ELLIPSIS + value
+        mask = torch.zeros(len(longer), dtype=torch.bool)
+        mask[-1 if spec == "end" else 0] = True
+        return longer, mask
+
+    def divided(self, value: str, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes of what stands before, in and behind the mask, each by itself, so that what is kept is whole."""
+        head, middle, tail = _parts(value, mask)
+        ids = [self._encode(head.rstrip()), self._encode(middle), self._encode(tail)]  # a space begins the next token
+        keep = torch.tensor([part != 1 for part, some in enumerate(ids) for _ in some])
+        return torch.tensor(sum(ids, [])), keep
+
+    def paste(self, original: str, edited: str, mask: Tensor) -> str:
+        head, _, tail = _parts(original, mask)
+        before, behind = (len(unicodedata.normalize("NFC", part)) for part in (head.rstrip(), tail))
+        middle = edited[before : len(edited) - behind]
+        return head + (middle.lstrip() if head != head.rstrip() else middle) + tail
+
     def fit(self, values: Sequence[str], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
         """Learn merges (there is no step to count and no chance in it)."""
         if not values:
@@ -146,6 +177,28 @@ class Text(Modality):
 
     def example(self, generator: torch.Generator) -> str:
         return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (3,), generator=generator).tolist())
+
+
+def _span(spec: str, text: str) -> tuple[int, int]:
+    """The characters that a spec means: from, and the first one behind."""
+    if span := re.fullmatch(r"(\d*):(\d*)", spec):
+        start, end = int(span[1] or 0), int(span[2] or len(text))
+        if not 0 <= start < end <= len(text):
+            raise ValueError(f"{spec!r} is no span of a text of {len(text)} characters: give from:to")
+        return start, end
+    words = spec[1:-1] if len(spec) > 2 and spec[0] == spec[-1] and spec[0] in "'\"" else spec
+    if not words or words not in text:
+        raise ValueError(f"{spec!r} is not in the text {text[:60]!r}: give words that it holds, or characters from:to")
+    return text.index(words), text.index(words) + len(words)
+
+
+def _parts(text: str, mask: Tensor) -> tuple[str, str, str]:
+    """What stands before, in and behind a mask of one piece."""
+    places = mask.nonzero().flatten().tolist()
+    start, end = places[0], places[-1] + 1
+    if len(places) != end - start:
+        raise ValueError("of a text one span at a time can be made anew: edit in several rounds")
+    return text[:start], text[start:end], text[end:]
 
 
 class TokenEmbedding(nn.Module):
