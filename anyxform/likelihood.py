@@ -39,7 +39,7 @@ def likelihoods(
     counts for all T. What is hidden depends on T and `views` alone, so that one target's values given different
     sources can be compared. ValueError: an attribute that the model does not know.
     """
-    examples, weights, owners = [], list[float](), list[int]()
+    examples, weights, owners = list[Example](), list[float](), list[int]()
     for number, (request, answer) in enumerate(zip(requests, codes, strict=True)):
         modality = modalities[request.target.modality]
         for target, weight in _views(modality, answer, decoding or modality.decoding, views):

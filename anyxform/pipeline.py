@@ -11,12 +11,15 @@ from typing import Any
 import torch
 
 from anyxform import checkpoint
+from anyxform.candidates import Answered, Candidate, Rank, draw
+from anyxform.candidates import rank as rank_by
 from anyxform.data import source
+from anyxform.edit import Round, edit
 from anyxform.field import Direction, Field, did_you_mean
 from anyxform.generate import Request, generate
 from anyxform.modality import Modality
 from anyxform.model import Transformer
-from anyxform.sampling import Sampling
+from anyxform.sampling import sampling_of
 from anyxform.sequence import marker
 
 STARTER = "starter"
@@ -43,19 +46,37 @@ class Pipeline:
         self.model, self.modalities = model, modalities
         self.path, self.facts = path, dict(facts or {})
 
-    def __call__(self, *given: Any, to: str, **options: Any) -> Any:
+    def __call__(self, *given: Any, to: str, n: int = 1, rank: Rank = "back", **options: Any) -> Any:
         """Convert what is given, one source or several together, to a value of the field `to` (``text:fr``).
 
         A source is the path of a file, whose ending says its modality; a text; or anything beside its modality's name:
-        ``("image", "photo.dat")``, ``("image", picture)``, a file's bytes. `options` are those of
-        `anyxform.sampling.Sampling`. A ValueError says what cannot be read or asked for.
+        ``("image", "photo.dat")``, ``("image", picture)``, a file's bytes. `n`: candidates, of which the best by `rank`
+        is taken (see `candidates`). `options` are those of `anyxform.sampling.Sampling`. A ValueError says what cannot
+        be read or asked for.
+        """
+        return self.candidates(*given, to=to, n=n, rank=rank, **options)[0].value
+
+    def candidates(self, *given: Any, to: str, n: int = 4, rank: Rank = "back", **options: Any) -> list[Candidate]:
+        """Up to `n` different answers with their scores, the best first.
+
+        `rank`: ``back`` by how likely what was given is, given the answer; ``own`` by how likely the answer is, given
+        that; ``both`` by their product.
         """
         if not given:
             raise ValueError("there is nothing to convert: give a file, a text or a value")
         target = self.field(to)
         sources = [self.read(it) for it in given]
         direction = Direction(tuple(Field(name) for name, _ in sources), target)
-        return self.answer([direction], [[value for _, value in sources]], **options)[0]
+        return self.ranked([direction], [[value for _, value in sources]], n=n, rank=rank, **options)[0]
+
+    def edit(self, value: Any, **given: Any) -> Any:
+        """The value with a part made anew, and the rest exactly as it was.
+
+        ``ax.edit("fish.png", keep="0,0,64,32", source="a blue fish", seed=3)``. `value` is as a source of a conversion;
+        the other arguments are those of `anyxform.edit.Round` and `anyxform.sampling.Sampling`. A ValueError says what
+        cannot be read, kept or made anew.
+        """
+        return edit(self, *self.read(value), Round.of(**given))[0].value
 
     def field(self, name: str) -> Field:
         """The target that a user asks for; a ValueError names what the model has instead."""
@@ -139,18 +160,30 @@ class Pipeline:
             for request, answer in zip(requests, answers)
         ]
 
+    def ranked(
+        self,
+        directions: Sequence[Direction],
+        sources: Sequence[Sequence[Any]],
+        *,
+        n: int,
+        rank: Rank = "back",
+        batch_size: int = 64,
+        **options: Any,
+    ) -> list[list[Candidate]]:
+        """Up to `n` candidates for each direction and its sources' values, best first; `options` as for `respond`."""
+        requests = [self.request(*pair) for pair in zip(directions, sources, strict=True)]
+        found = draw(self.model, self.modalities, requests, n, sampling_of(options), batch_size=batch_size)
+        questions = [
+            Answered(
+                direction, given, codes, [self.modalities[direction.target.modality].from_codes(it) for it in codes]
+            )
+            for direction, given, codes in zip(directions, sources, found)
+        ]
+        return rank_by(self.model, self.modalities, questions, rank)
+
     def answer(self, directions: Sequence[Direction], sources: Sequence[Sequence[Any]], **options: Any) -> list[Any]:
         """One value for each direction and its sources' values; `options` as for `respond`."""
         return self.respond([self.request(*pair) for pair in zip(directions, sources, strict=True)], **options)
-
-
-def sampling_of(options: Mapping[str, Any]) -> Sampling:
-    """Options by name; a ValueError names one that does not exist."""
-    known = list(Sampling.__dataclass_fields__)
-    for name in options:
-        if name not in known:
-            raise ValueError(f"no option is called {name!r}: {did_you_mean(name, known)}")
-    return Sampling(**options)
 
 
 def load(path: str | Path = STARTER, *, device: str | None = None) -> Pipeline:

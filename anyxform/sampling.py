@@ -4,17 +4,21 @@ Letters: B requests, T tokens, K codebooks, V codes; logits have V + 1 outputs, 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from anyxform.field import did_you_mean
 from anyxform.modality import Decoding
 
 TEMPERATURE: dict[Decoding, float] = {"autoregressive": 0.0, "masked": 0.5}
 GUIDANCE: dict[Decoding, float] = {"autoregressive": 1.0, "masked": 1.5}
 """What None stands for in `Sampling`."""
+DRAWN = 0.7
+"""The temperature of candidates."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,23 @@ class Sampling:
     def temperature_for(self, decoding: Decoding) -> float:
         return TEMPERATURE[decoding] if self.temperature is None else self.temperature
 
+    def drawn(self, decoding: Decoding) -> "Sampling":
+        """These options with chance in them, for answers beside the first; `DRAWN` where there is none by default."""
+        if self.temperature is not None or TEMPERATURE[decoding]:
+            return self
+        return replace(self, num_beams=1, temperature=DRAWN)
+
     def guidance_for(self, decoding: Decoding) -> float:
         return GUIDANCE[decoding] if self.guidance is None else self.guidance
+
+
+def sampling_of(options: Mapping[str, Any]) -> Sampling:
+    """Options by name; a ValueError names one that does not exist."""
+    known = list(Sampling.__dataclass_fields__)
+    for name in options:
+        if name not in known:
+            raise ValueError(f"no option is called {name!r}: {did_you_mean(name, known)}")
+    return Sampling(**options)
 
 
 def uniforms(generators: Sequence[torch.Generator], lengths: Sequence[int], size: int, columns: int = 1) -> Tensor:

@@ -114,9 +114,9 @@ class Text(Modality):
     def divided(self, value: str, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Codes of what stands before, in and behind the mask, each by itself, so that what is kept is whole."""
         head, middle, tail = _parts(value, mask)
-        ids = [self._encode(head.rstrip()), self._encode(middle), self._encode(tail)]  # a space begins the next token
-        keep = torch.tensor([part != 1 for part, some in enumerate(ids) for _ in some])
-        return torch.tensor(sum(ids, [])), keep
+        before, anew, behind = map(self._encode, (head.rstrip(), middle, tail))  # a space begins the next token
+        keep = [True] * len(before) + [False] * len(anew) + [True] * len(behind)
+        return torch.tensor([*before, *anew, *behind]), torch.tensor(keep)
 
     def paste(self, original: str, edited: str, mask: Tensor) -> str:
         head, _, tail = _parts(original, mask)

@@ -15,10 +15,10 @@ from modalities.image import pixels
 def named(spec: str, picture: Picture) -> Tensor:
     """The mask of ``x0,y0,x1,y1`` (pixels, the last not included) or of a file that is white there."""
     width, height = picture.size
-    if Path(spec).is_file():
-        return _drawn(Path(spec), picture)
     numbers = _numbers(spec)
     if numbers is None:
+        if Path(spec).is_file():
+            return _drawn(Path(spec), picture)
         raise ValueError(f"{spec!r} is no part of a picture: give x0,y0,x1,y1 in pixels, or a file that is white there")
     left, top, right, bottom = numbers
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
