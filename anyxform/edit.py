@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anyxform.candidates import Answered, Candidate, Rank, draw, rank
 from anyxform.field import Direction, Field
-from anyxform.infill import infill
+from anyxform.infill import DRAWS, infill
 from anyxform.modality import Modality
 from anyxform.sampling import Sampling, sampling_of
 
@@ -74,10 +74,28 @@ def edit(pipeline: "Pipeline", name: str, value: Any, round: Round) -> list[Cand
     if modality.fixed_length or (round.options.decoding or modality.decoding) == "masked":
         (found,) = draw(pipeline.model, pipeline.modalities, [request], round.n, round.options)
     else:
-        found = infill(pipeline.model, pipeline.modalities, request, n=round.n, options=round.options)
-    values = [modality.paste(value, modality.from_codes(codes), mask) for codes in found]
-    (best,) = rank(pipeline.model, pipeline.modalities, [Answered(direction, sources, found, values)], round.rank)
-    return best
+        found = infill(pipeline.model, pipeline.modalities, request, round.options, draws=max(DRAWS, round.n))
+    found, values = _pasted(modality, value, found, mask, round.n)
+    answered = Answered(direction, sources, found, values)
+    return rank(pipeline.model, pipeline.modalities, [answered], round.rank)[0]
+
+
+def _pasted(
+    modality: Modality, value: Any, found: Iterable[Tensor], mask: Tensor, n: int
+) -> tuple[list[Tensor], list[Any]]:
+    """The first `n` of what was found that can be pasted, as codes and as values; ValueError: none can."""
+    fitting, values, reason = list[Tensor](), list[Any](), ""
+    for codes in found:
+        try:
+            values.append(modality.paste(value, modality.from_codes(codes), mask))
+            fitting.append(codes)
+        except ValueError as error:
+            reason = str(error)
+        if len(values) == n:
+            break
+    if not values:
+        raise ValueError(f"nothing that was drawn fits ({reason}): try another seed, or a higher temperature")
+    return fitting, values
 
 
 def _marked(modality: Modality, value: Any, round: Round) -> tuple[Any, Tensor]:

@@ -27,12 +27,13 @@ def infill(
     model: Transformer,
     modalities: Mapping[str, Modality],
     request: Request,
-    *,
-    n: int = 1,
     options: Sampling | None = None,
+    *,
+    draws: int = DRAWS,
     batch_size: int = 64,
 ) -> list[Tensor]:
-    """The `n` likeliest targets ``[T, K]`` found that keep what `request` keeps, or as many as were found.
+    """Different targets ``[T, K]`` that keep what `request` keeps, the likeliest first; where nothing stands behind the
+    gap, in the order in which they were drawn.
 
     `request.known` has one gap, of whatever length; it is filled by one token or more. The seed decides what is drawn.
     ValueError: several gaps, or no room.
@@ -43,14 +44,14 @@ def infill(
     room = modality.max_length - len(head) - len(tail)
     if room < 1:
         raise ValueError(f"there is no room for more: {modality.name} has at most {modality.max_length} tokens")
-    draws = _draws(model, modalities, request, head, options, batch_size, n if not len(tail) else DRAWS)
+    drawn = _draws(model, modalities, request, head, options, draws, batch_size)
     if not len(tail):
-        return different(draws)[:n]
-    gaps = [drawn[len(head) :][: min(room, LONGEST)] for drawn in draws]
+        return different(drawn)
+    gaps = [codes[len(head) :][: min(room, LONGEST)] for codes in drawn]
     found = different([torch.cat([head, gap[:size], tail]) for gap in gaps for size in range(1, len(gap) + 1)])
     asked = [replace(request, known=None, keep=None)] * len(found)
     scores = likelihoods(model, modalities, asked, found, decoding="autoregressive")
-    return [found[number] for number in sorted(range(len(found)), key=lambda number: -scores[number])[:n]]
+    return [found[number] for number in sorted(range(len(found)), key=lambda number: -scores[number])]
 
 
 def _sides(request: Request, modality: Modality) -> tuple[Tensor, Tensor]:
@@ -68,8 +69,8 @@ def _draws(
     request: Request,
     head: Tensor,
     options: Sampling,
-    batch_size: int,
     count: int,
+    batch_size: int,
 ) -> list[Tensor]:
     """Targets that begin with `head` and go on: the first by the options as they are, the others drawn."""
     seed = options.seed if request.seed is None else request.seed

@@ -117,7 +117,7 @@ class Modality(ABC):
         raise self._whole()
 
     def paste(self, original: Any, edited: Any, mask: Tensor) -> Any:
-        """The edited value where the mask is; elsewhere the original one, unchanged."""
+        """The edited value where the mask is; elsewhere the original one, unchanged. ValueError: they do not fit."""
         raise self._whole()
 
     def _whole(self) -> ValueError:

@@ -5,6 +5,7 @@ it, ask the model, turn codes into a value.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from anyxform.field import Direction, Field, did_you_mean
 from anyxform.generate import Request, generate
 from anyxform.modality import Modality
 from anyxform.model import Transformer
+from anyxform.routes import best_route, read_table
 from anyxform.sampling import sampling_of
 from anyxform.sequence import marker
 
@@ -46,17 +48,24 @@ class Pipeline:
         self.model, self.modalities = model, modalities
         self.path, self.facts = path, dict(facts or {})
 
-    def __call__(self, *given: Any, to: str, n: int = 1, rank: Rank = "back", **options: Any) -> Any:
+    def __call__(
+        self, *given: Any, to: str, via: str | None = None, n: int = 1, rank: Rank = "back", **options: Any
+    ) -> Any:
         """Convert what is given, one source or several together, to a value of the field `to` (``text:fr``).
 
         A source is the path of a file, whose ending says its modality; a text; or anything beside its modality's name:
-        ``("image", "photo.dat")``, ``("image", picture)``, a file's bytes. `n`: candidates, of which the best by `rank`
-        is taken (see `candidates`). `options` are those of `anyxform.sampling.Sampling`. A ValueError says what cannot
-        be read or asked for.
-        """
-        return self.candidates(*given, to=to, n=n, rank=rank, **options)[0].value
+        ``("image", "photo.dat")``, ``("image", picture)``, a file's bytes. A ValueError says what cannot be read or
+        asked for.
 
-    def candidates(self, *given: Any, to: str, n: int = 4, rank: Rank = "back", **options: Any) -> list[Candidate]:
+        `via`: a field by way of which to go, first to it and from it on; ``auto``: whatever the evaluation table of the
+        checkpoint says is better. `n`: candidates, of which the best by `rank` is taken (see `candidates`). `options`
+        are those of `anyxform.sampling.Sampling`; on the way to `via` they are the defaults.
+        """
+        return self.candidates(*given, to=to, via=via, n=n, rank=rank, **options)[0].value
+
+    def candidates(
+        self, *given: Any, to: str, via: str | None = None, n: int = 4, rank: Rank = "back", **options: Any
+    ) -> list[Candidate]:
         """Up to `n` different answers with their scores, the best first.
 
         `rank`: ``back`` by how likely what was given is, given the answer; ``own`` by how likely the answer is, given
@@ -67,7 +76,41 @@ class Pipeline:
         target = self.field(to)
         sources = [self.read(it) for it in given]
         direction = Direction(tuple(Field(name) for name, _ in sources), target)
-        return self.ranked([direction], [[value for _, value in sources]], n=n, rank=rank, **options)[0]
+        seed = options.get("seed", 0)
+        step = self.onward([direction], [[value for _, value in sources]], [self.route(direction, via)], seeds=[seed])
+        return self.ranked(*step, n=n, rank=rank, **options)[0]
+
+    def route(self, direction: Direction, via: str | None) -> Field | None:
+        """The field by way of which to go; None: directly. ValueError: `via` is unknown, or ``auto`` and no table."""
+        if via != "auto":
+            return None if via is None else self.field(via)
+        if self.path is None:
+            raise ValueError("via=auto reads the evaluation table of a checkpoint, and this model is from none")
+        trained = map(Direction.parse, self.facts.get("directions", ()))
+        return best_route(read_table(self.path), direction, trained)
+
+    def onward(
+        self,
+        directions: Sequence[Direction],
+        sources: Sequence[Sequence[Any]],
+        via: Sequence[Field | None],
+        *,
+        seeds: Sequence[int],
+        **options: Any,
+    ) -> tuple[list[Direction], list[Sequence[Any]]]:
+        """What is left to do: where `via` is a field, from it on, with what was made on the way there.
+
+        `options` are those of the way there, `seeds` each one's.
+        """
+        on, values = list(directions), list(sources)
+        through = {number: field for number, field in enumerate(via) if field is not None}
+        requests = [
+            replace(self.request(replace(directions[number], target=field), sources[number]), seed=seeds[number])
+            for number, field in through.items()
+        ]
+        for (number, field), value in zip(through.items(), self.respond(requests, **options)):
+            on[number], values[number] = Direction((field,), directions[number].target), (value,)
+        return on, values
 
     def edit(self, value: Any, **given: Any) -> Any:
         """The value with a part made anew, and the rest exactly as it was.
@@ -167,11 +210,14 @@ class Pipeline:
         *,
         n: int,
         rank: Rank = "back",
+        seeds: Sequence[int] | None = None,
         batch_size: int = 64,
         **options: Any,
     ) -> list[list[Candidate]]:
         """Up to `n` candidates for each direction and its sources' values, best first; `options` as for `respond`."""
         requests = [self.request(*pair) for pair in zip(directions, sources, strict=True)]
+        if seeds is not None:
+            requests = [replace(request, seed=seed) for request, seed in zip(requests, seeds, strict=True)]
         found = draw(self.model, self.modalities, requests, n, sampling_of(options), batch_size=batch_size)
         questions = [
             Answered(

@@ -114,15 +114,18 @@ class Text(Modality):
     def divided(self, value: str, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Codes of what stands before, in and behind the mask, each by itself, so that what is kept is whole."""
         head, middle, tail = _parts(value, mask)
-        before, anew, behind = map(self._encode, (head.rstrip(), middle, tail))  # a space begins the next token
+        if head.endswith(" ") and head.rstrip() == head[:-1]:
+            head = head[:-1]  # a space begins the next token, which is drawn
+        before, anew, behind = map(self._encode, (head, middle, tail))
         keep = [True] * len(before) + [False] * len(anew) + [True] * len(behind)
         return torch.tensor([*before, *anew, *behind]), torch.tensor(keep)
 
     def paste(self, original: str, edited: str, mask: Tensor) -> str:
         head, _, tail = _parts(original, mask)
-        before, behind = (len(unicodedata.normalize("NFC", part)) for part in (head.rstrip(), tail))
-        middle = edited[before : len(edited) - behind]
-        return head + (middle.lstrip() if head != head.rstrip() else middle) + tail
+        before, behind = (unicodedata.normalize("NFC", part) for part in (head, tail))
+        if not edited.startswith(before) or not edited.endswith(behind) or len(edited) < len(before) + len(behind):
+            raise ValueError(f"{edited[:40]!r} does not go on from {before[-40:]!r}")  # a word has grown at its end
+        return head + edited[len(before) : len(edited) - len(behind)] + tail
 
     def fit(self, values: Sequence[str], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
         """Learn merges (there is no step to count and no chance in it)."""

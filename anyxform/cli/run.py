@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from anyxform.cli.arguments import Parser
 
 if TYPE_CHECKING:
+    from anyxform.candidates import Rank
     from anyxform.field import Field
     from anyxform.modality import Modality
     from anyxform.pipeline import Pipeline
@@ -47,6 +48,25 @@ def parser() -> Parser:
     it.add_argument("--device", help="cpu, cuda, …")
     it.add_argument("--batch-size", type=int, default=64)
     it.add_argument("--seed", type=int, default=0, help="of the first input; each further one has the next")
+    it.add_argument(
+        "--via", metavar="FIELD", help="go by way of a field; auto: if the evaluation table says it is better"
+    )
+    add_candidates(it)
+    add_generation(it)
+    return it
+
+
+def add_candidates(it: Parser) -> None:
+    """Options of how many answers are drawn, and which one is taken."""
+    it.add_argument("-n", type=int, default=1, metavar="N", help="draw N candidates and take the best (default: 1)")
+    it.add_argument(
+        "--rank", choices=["back", "own", "both"], default="back",
+        help="by the likelihood of the way back, of the answer, or of both (default: back)",
+    )  # fmt: skip
+
+
+def add_generation(it: Parser) -> None:
+    """Options that have the names of `anyxform.sampling.Sampling`."""
     generation = it.add_argument_group("generation", argument_default=argparse.SUPPRESS)
     generation.add_argument("--temperature", type=float, help="0 takes the likeliest")
     generation.add_argument("--top-k", type=int)
@@ -59,7 +79,6 @@ def parser() -> Parser:
     generation.add_argument("--guidance", type=float, help="1 is none")
     generation.add_argument("--decoding", choices=["autoregressive", "masked"], help="other than the modality's own")
     generation.add_argument("--length", type=int, help="tokens of the result")
-    return it
 
 
 def main(arguments: list[str]) -> int:
@@ -82,9 +101,9 @@ def main(arguments: list[str]) -> int:
     with Writer(options.out, modality, str(target), inputs, options.others) as writer:
         for start in range(0, len(inputs), options.batch_size):
             chunk = inputs[start : start + options.batch_size]
-            results = _convert(
-                pipeline, chunk, others, target, options.origin, {**chosen, "seed": options.seed + start}
-            )
+            asked = {**chosen, "seed": options.seed + start}
+            choice = {"via": options.via, "n": options.n, "rank": options.rank}
+            results = _convert(pipeline, chunk, others, target, options.origin, asked, **choice)
             for given, result in zip(chunk, results):
                 if isinstance(result, Failure) and len(inputs) == 1 and writer.lines is None:
                     raise ValueError(result.reason)
@@ -109,20 +128,35 @@ def _convert(
     target: "Field",
     origin: str | None,
     options: dict[str, Any],
+    *,
+    via: str | None = None,
+    n: int = 1,
+    rank: "Rank" = "back",
 ) -> list[Any]:
     """A value or a `Failure` for each input."""
     from anyxform.field import Direction, Field
 
     requests, results = {}, dict[int, Any]()
+    directions, values = list[Direction](), list[Sequence[Any]]()
     for number, given in enumerate(inputs):
         try:
             sources = [pipeline.read((origin, given) if origin else given), *others]
             direction = Direction(tuple(Field(name) for name, _ in sources), target)
             request = pipeline.request(direction, [value for _, value in sources])
             requests[number] = replace(request, seed=options["seed"] + number)  # whatever becomes of the others
+            directions.append(direction)
+            values.append([value for _, value in sources])
         except (ValueError, OSError) as error:
             results[number] = Failure(" ".join(str(error).split()))
-    results |= dict(zip(requests, pipeline.respond(list(requests.values()), batch_size=len(inputs), **options)))
+    if via is None and n == 1:
+        found = pipeline.respond(list(requests.values()), batch_size=len(inputs), **options)
+    else:
+        seeds = [options["seed"] + number for number in requests]
+        routes = [pipeline.route(direction, via) for direction in directions]
+        onward = pipeline.onward(directions, values, routes, seeds=seeds, batch_size=len(inputs))
+        ranked = pipeline.ranked(*onward, n=n, rank=rank, seeds=seeds, batch_size=len(inputs), **options)
+        found = [candidates[0].value for candidates in ranked]
+    results |= dict(zip(requests, found))
     return [results[number] for number in range(len(inputs))]
 
 
@@ -217,8 +251,12 @@ class Writer:
         self.lines.write(json.dumps({"source": given, "to": self.to, **answer}, ensure_ascii=False) + "\n")
         self.lines.flush()
 
+    def place(self, given: str) -> Path:
+        """Where the next result goes."""
+        return self.file or self._path(given)
+
     def _save(self, given: str, result: Any) -> Path:
-        path = self.file or self._path(given)
+        path = self.place(given)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.modality.save(result))
         return path
