@@ -4,7 +4,8 @@ A candidate from which the model could tell what was asked for is likely right (
 re-ranking of DALL·E, arXiv 2102.12092, with the model itself as the judge).
 """
 
-from collections import Counter
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -82,25 +83,32 @@ def rank(
     """Each question's answers, the best first; the only answer to a question has the score 0.
 
     The way back is asked for without attributes (``text``, not ``text:en``), from each answer to each source alone;
-    several sources' log-probabilities are added up. Where there are no sources, the answers' own likelihood decides.
-    ValueError: `by` is none of `RANKS`, or a source is of a modality that the model does not make.
+    several sources' log-probabilities are added up. Where there are no sources, the answers' own likelihood decides. An
+    answer that cannot be read, as it is too long for a source, comes last. ValueError: `by` is none of `RANKS`, or a
+    source is of a modality that the model does not make.
     """
     if by not in RANKS:
         raise ValueError(f"rank={by!r} is not possible: give {', '.join(RANKS)}")
-    tasks: list[tuple[Request, Tensor]] = []
-    owners: list[tuple[int, int]] = []
+    for question in questions if by != "own" else ():
+        for field in question.direction.sources:
+            _check_made(model, field)
+    scores = defaultdict[tuple[int, int], float](float)
+    tasks, owners = list[tuple[Request, Tensor]](), list[tuple[int, int]]()
     for number, question in enumerate(questions):
         for place in range(len(question.values) if len(question.values) > 1 else 0):
-            wanted = _tasks(model, modalities, question, place, by if question.sources else "own")
+            try:
+                wanted = _tasks(model, modalities, question, place, by if question.sources else "own")
+            except ValueError:
+                scores[number, place] = -math.inf
+                continue
             tasks += wanted
             owners += [(number, place)] * len(wanted)
-    scores = Counter[tuple[int, int]]()
     values = likelihoods(model, modalities, [request for request, _ in tasks], [codes for _, codes in tasks])
     for owner, value in zip(owners, values):
-        scores[owner] += value  # type: ignore[assignment]
+        scores[owner] += value
     return [
         sorted(
-            (Candidate(value, float(scores[number, place])) for place, value in enumerate(question.values)),
+            (Candidate(value, scores[number, place]) for place, value in enumerate(question.values)),
             key=lambda it: -it.score,
         )
         for number, question in enumerate(questions)
@@ -119,14 +127,13 @@ def _tasks(
     if by in ("back", "both"):
         answer = source(modalities[target.modality], question.values[place])
         for field, value in pairs:
-            tasks.append((Request((answer,), _asked(model, field)), _codes(modalities[field.modality], value)))
+            tasks.append((Request((answer,), Field(field.modality)), _codes(modalities[field.modality], value)))
     return tasks
 
 
-def _asked(model: Transformer, field: Field) -> Field:
+def _check_made(model: Transformer, field: Field) -> None:
     if marker(field.modality) not in model.condition_ids:
         raise ValueError(f"there is no way back to {field.modality}, which this model does not make: give rank=own")
-    return Field(field.modality)
 
 
 @torch.no_grad()

@@ -210,14 +210,15 @@ class Pipeline:
         *,
         n: int,
         rank: Rank = "back",
-        seeds: Sequence[int] | None = None,
+        requests: Sequence[Request] | None = None,
         batch_size: int = 64,
         **options: Any,
     ) -> list[list[Candidate]]:
-        """Up to `n` candidates for each direction and its sources' values, best first; `options` as for `respond`."""
-        requests = [self.request(*pair) for pair in zip(directions, sources, strict=True)]
-        if seeds is not None:
-            requests = [replace(request, seed=seed) for request, seed in zip(requests, seeds, strict=True)]
+        """Up to `n` candidates for each direction and its sources' values, best first; `options` as for `respond`.
+
+        `requests` are those of the directions and sources, if they have seeds of their own.
+        """
+        requests = requests or [self.request(*pair) for pair in zip(directions, sources, strict=True)]
         found = draw(self.model, self.modalities, requests, n, sampling_of(options), batch_size=batch_size)
         questions = [
             Answered(

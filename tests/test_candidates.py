@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import anyxform
+from anyxform.candidates import RANKS, Rank, draw
 from anyxform.field import Direction, Field
 from anyxform.likelihood import likelihoods
 from anyxform.pipeline import Pipeline
+from anyxform.sampling import Sampling
 from tests.tiny import Tiny, picture
 
 
@@ -28,11 +30,21 @@ def test_the_first_is_what_is_answered_without_candidates(ax: Pipeline) -> None:
         assert alone in [save(it.value) for it in ax.candidates(given, to=to, seed=4, n=4)]
 
 
+def test_an_answer_that_cannot_be_read_comes_last(ax: Pipeline) -> None:
+    """Texts of few large tokens, that come back as more and smaller ones."""
+    scores = [it.score for it in ax.candidates(DISC, to="text:en", n=16)]
+    assert scores[-1] == -float("inf") < scores[0]
+
+
 def test_candidates_differ_and_follow_from_the_seed(ax: Pipeline) -> None:
-    found = ax.candidates(DISC, to="text:en", n=5)
+    found = ax.candidates(DISC, to="text:en", length=6, n=5)
     assert 1 < len(found) <= 5 and len({it.value for it in found}) == len(found)
-    assert ax.candidates(DISC, to="text:en", n=5) == found != ax.candidates(DISC, to="text:en", n=5, seed=100)
-    assert ax(DISC, to="text:en", n=5) == found[0].value
+    assert (
+        ax.candidates(DISC, to="text:en", length=6, n=5)
+        == found
+        != ax.candidates(DISC, to="text:en", length=6, n=5, seed=100)
+    )
+    assert ax(DISC, to="text:en", length=6, n=5) == found[0].value
 
 
 def back(ax: Pipeline, sources: list[str], value: object, field: str) -> float:
@@ -54,15 +66,18 @@ def test_they_are_ranked_by_the_way_back(ax: Pipeline, sources: list[str]) -> No
 
 
 def test_they_are_ranked_by_their_own_likelihood_or_by_both(ax: Pipeline) -> None:
-    scores = {
-        rank: {it.value: it.score for it in ax.candidates(DISC, to="text:en", n=4, rank=rank)}
-        for rank in ("own", "back", "both")
+    """Of the codes that were drawn, which need not be those into which a text is cut."""
+    request = ax.request(Direction.parse("image>text:en"), [ax.read(DISC)[1]])
+    (codes,) = draw(ax.model, ax.modalities, [request], 4, Sampling(length=6))
+    own = likelihoods(ax.model, ax.modalities, [request] * len(codes), codes)
+    scores: dict[Rank, dict[str, float]] = {
+        rank: {it.value: it.score for it in ax.candidates(DISC, to="text:en", length=6, n=4, rank=rank)}
+        for rank in RANKS
     }
-    for value, own in scores["own"].items():
-        codes = ax.modalities["text"].codes(ax.modalities["text"].preprocess(value))[:, None]
-        request = ax.request(Direction.parse("image>text:en"), [ax.read(DISC)[1]])
-        assert own == pytest.approx(likelihoods(ax.model, ax.modalities, [request], [codes])[0], abs=1e-3)
-        assert scores["both"][value] == pytest.approx(own + scores["back"][value], abs=1e-3)
+    assert len(codes) > 1
+    for it, value in zip(map(ax.modalities["text"].from_codes, codes), own):
+        assert scores["own"][it] == pytest.approx(value, abs=1e-3)
+        assert scores["both"][it] == pytest.approx(value + scores["back"][it], abs=1e-3)
 
 
 def test_the_best_of_several_is_judged_beside_the_first(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from anyxform.cli.arguments import Parser
 
 if TYPE_CHECKING:
     from anyxform.candidates import Rank
-    from anyxform.field import Field
+    from anyxform.field import Direction, Field
+    from anyxform.generate import Request
     from anyxform.modality import Modality
     from anyxform.pipeline import Pipeline
 
@@ -136,28 +137,53 @@ def _convert(
     """A value or a `Failure` for each input."""
     from anyxform.field import Direction, Field
 
-    requests, results = {}, dict[int, Any]()
-    directions, values = list[Direction](), list[Sequence[Any]]()
+    asked, results = dict[int, tuple[Direction, Sequence[Any]]](), dict[int, Any]()
     for number, given in enumerate(inputs):
         try:
             sources = [pipeline.read((origin, given) if origin else given), *others]
             direction = Direction(tuple(Field(name) for name, _ in sources), target)
-            request = pipeline.request(direction, [value for _, value in sources])
-            requests[number] = replace(request, seed=options["seed"] + number)  # whatever becomes of the others
-            directions.append(direction)
-            values.append([value for _, value in sources])
+            asked[number] = direction, [value for _, value in sources]
         except (ValueError, OSError) as error:
-            results[number] = Failure(" ".join(str(error).split()))
-    if via is None and n == 1:
-        found = pipeline.respond(list(requests.values()), batch_size=len(inputs), **options)
+            results[number] = _failure(error)
+    size = {"batch_size": len(inputs)}
+    if via is not None:
+        _requests(pipeline, asked, results, options["seed"])  # only what can be read goes on
+        routes = [pipeline.route(direction, via) for direction, _ in asked.values()]
+        seeds = [options["seed"] + number for number in asked]
+        onward = pipeline.onward(*map(list, zip(*asked.values())), routes, seeds=seeds, **size) if asked else ((), ())
+        asked = dict(zip(asked, zip(*onward)))
+    requests = _requests(pipeline, asked, results, options["seed"])
+    if n == 1:
+        found = pipeline.respond(list(requests.values()), **size, **options)
     else:
-        seeds = [options["seed"] + number for number in requests]
-        routes = [pipeline.route(direction, via) for direction in directions]
-        onward = pipeline.onward(directions, values, routes, seeds=seeds, batch_size=len(inputs))
-        ranked = pipeline.ranked(*onward, n=n, rank=rank, seeds=seeds, batch_size=len(inputs), **options)
+        ranked = pipeline.ranked(
+            *zip(*asked.values()), requests=list(requests.values()), n=n, rank=rank, **size, **options
+        )
         found = [candidates[0].value for candidates in ranked]
     results |= dict(zip(requests, found))
     return [results[number] for number in range(len(inputs))]
+
+
+def _requests(
+    pipeline: "Pipeline",
+    asked: dict[int, tuple["Direction", Sequence[Any]]],
+    results: dict[int, Any],
+    seed: int,
+) -> dict[int, "Request"]:
+    """Requests for what is asked, each with its own seed; what cannot be asked becomes a `Failure`."""
+    requests = {}
+    for number, (direction, values) in list(asked.items()):
+        try:
+            request = pipeline.request(direction, values)
+            requests[number] = replace(request, seed=seed + number)  # whatever becomes of the others
+        except ValueError as error:
+            results[number] = _failure(error)
+            del asked[number]
+    return requests
+
+
+def _failure(error: Exception) -> Failure:
+    return Failure(" ".join(str(error).split()))
 
 
 def expand(inputs: Sequence[str]) -> Iterator[str]:
