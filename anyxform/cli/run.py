@@ -145,19 +145,25 @@ def _convert(
             asked[number] = direction, [value for _, value in sources]
         except (ValueError, OSError) as error:
             results[number] = _failure(error)
-    size = {"batch_size": len(inputs)}
+    size = len(inputs)
     if via is not None:
         _requests(pipeline, asked, results, options["seed"])  # only what can be read goes on
-        routes = [pipeline.route(direction, via) for direction, _ in asked.values()]
+        directions, values = [it for it, _ in asked.values()], [it for _, it in asked.values()]
+        routes = [pipeline.route(direction, via) for direction in directions]
         seeds = [options["seed"] + number for number in asked]
-        onward = pipeline.onward(*map(list, zip(*asked.values())), routes, seeds=seeds, **size) if asked else ((), ())
-        asked = dict(zip(asked, zip(*onward)))
+        asked = dict(zip(asked, zip(*pipeline.onward(directions, values, routes, seeds=seeds, batch_size=size))))
     requests = _requests(pipeline, asked, results, options["seed"])
     if n == 1:
-        found = pipeline.respond(list(requests.values()), **size, **options)
+        found = pipeline.respond(list(requests.values()), batch_size=size, **options)
     else:
         ranked = pipeline.ranked(
-            *zip(*asked.values()), requests=list(requests.values()), n=n, rank=rank, **size, **options
+            [direction for direction, _ in asked.values()],
+            [values for _, values in asked.values()],
+            requests=list(requests.values()),
+            n=n,
+            rank=rank,
+            batch_size=size,
+            **options,
         )
         found = [candidates[0].value for candidates in ranked]
     results |= dict(zip(requests, found))
