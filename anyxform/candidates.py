@@ -15,11 +15,12 @@ from torch import Tensor
 
 from anyxform.data import source
 from anyxform.field import Direction, Field
-from anyxform.generate import Request, generate
+from anyxform.generate import Request
 from anyxform.infill import different
 from anyxform.likelihood import likelihoods
 from anyxform.modality import Modality
 from anyxform.model import Transformer
+from anyxform.refine import generate_refined
 from anyxform.sampling import Sampling
 from anyxform.sequence import marker
 
@@ -53,12 +54,12 @@ def draw(
     if n < 1:
         raise ValueError(f"n={n} is not possible: give 1 candidate or more")
     seeds = [options.seed + number if it.seed is None else it.seed for number, it in enumerate(requests)]
-    found = [[answer.codes] for answer in generate(model, modalities, requests, options, batch_size=batch_size)]
+    found = [[answer.codes] for answer in generate_refined(model, modalities, requests, options, batch_size=batch_size)]
     for name in {request.target.modality for request in requests}:
         chosen = [number for number, request in enumerate(requests) if request.target.modality == name]
         more = [replace(requests[i], seed=seeds[i] + k * len(requests)) for i in chosen for k in range(1, n)]
         drawn = options.drawn(options.decoding or modalities[name].decoding)
-        answers = generate(model, modalities, more, drawn, batch_size=batch_size)
+        answers = generate_refined(model, modalities, more, drawn, batch_size=batch_size)
         for place, answer in enumerate(answers):
             found[chosen[place // (n - 1)]].append(answer.codes)
     return [different(codes) for codes in found]

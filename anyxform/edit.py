@@ -65,16 +65,19 @@ def edit(pipeline: "Pipeline", name: str, value: Any, round: Round) -> list[Cand
     target = pipeline.field(round.to or name)
     if target.modality != name:
         raise ValueError(f"what is edited is {name}, and stays it: to={round.to} is not possible")
+    options = pipeline.learnt(round.options, [name])
+    if options.refine:
+        raise ValueError(f"refine={options.refine} is of whole answers: to make a part of {name} anew, give refine=0")
     value, mask = _marked(modality, value, round)
     read = [pipeline.read(it) for it in round.source]
     direction, sources = Direction(tuple(Field(it) for it, _ in read), target), [it for _, it in read]
     with torch.no_grad():
         codes, keep = modality.divided(value, mask)
     request = replace(pipeline.request(direction, sources), known=codes.reshape(len(codes), -1), keep=keep)
-    if modality.fixed_length or (round.options.decoding or modality.decoding) == "masked":
-        (found,) = draw(pipeline.model, pipeline.modalities, [request], round.n, round.options)
+    if modality.fixed_length or (options.decoding or modality.decoding) == "masked":
+        (found,) = draw(pipeline.model, pipeline.modalities, [request], round.n, options)
     else:
-        found = infill(pipeline.model, pipeline.modalities, request, round.options, draws=max(DRAWS, round.n))
+        found = infill(pipeline.model, pipeline.modalities, request, options, draws=max(DRAWS, round.n))
     found, values = _pasted(modality, value, found, mask, round.n)
     answered = Answered(direction, sources, found, values)
     return rank(pipeline.model, pipeline.modalities, [answered], round.rank)[0]

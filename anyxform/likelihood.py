@@ -5,6 +5,7 @@ Letters: T tokens of a target, K codebooks, m labels of a row.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ VIEWS = 4
 """How often a masked target is hidden in part."""
 
 
-@torch.no_grad()
 def likelihoods(
     model: Transformer,
     modalities: Mapping[str, Modality],
@@ -43,20 +43,29 @@ def likelihoods(
     for number, (request, answer) in enumerate(zip(requests, codes, strict=True)):
         modality = modalities[request.target.modality]
         for target, weight in _views(modality, answer, decoding or modality.decoding, views):
-            sources = tuple(cast(source, model.norm.weight.dtype) for source in request.sources)
-            asked = (*request.target.attributes, marker(modality.name))
-            examples.append(Example("candidate", str(len(examples)), sources, asked, target))
+            examples.append(_example(model, request, target))
             weights.append(weight)
             owners.append(number)
-    training = model.training
-    model.eval()
-    try:
-        sums = [value for row in _rows(examples) for value in _sums(model, row)]
-    finally:
-        model.train(training)
-    totals = torch.zeros(len(requests), dtype=torch.float64)
-    weighted = torch.tensor(sums, dtype=torch.float64) * torch.tensor(weights, dtype=torch.float64)
-    return totals.index_add(0, torch.tensor(owners, dtype=torch.long), weighted).tolist()
+    totals = [0.0] * len(requests)
+    for owner, weight, values in zip(owners, weights, _labels(model, examples)):
+        totals[owner] += weight * float(values.sum())
+    return totals
+
+
+def token_likelihoods(
+    model: Transformer, modalities: Mapping[str, Modality], requests: Sequence[Request], codes: Sequence[Tensor]
+) -> list[Tensor]:
+    """The log-probability ``[T]`` of each token, read left to right; one more, the end's, where the length varies."""
+    targets = [
+        next(_views(modalities[request.target.modality], answer, "autoregressive", 1))[0]
+        for request, answer in zip(requests, codes, strict=True)
+    ]
+    return _labels(model, [_example(model, *pair) for pair in zip(requests, targets)])
+
+
+def _example(model: Transformer, request: Request, target: Target) -> Example:
+    sources = tuple(cast(source, model.norm.weight.dtype) for source in request.sources)
+    return Example("candidate", "", sources, (*request.target.attributes, marker(target.modality)), target)
 
 
 def _views(modality: Modality, codes: Tensor, decoding: Decoding, views: int) -> Iterator[tuple[Target, float]]:
@@ -87,12 +96,26 @@ def _rows(examples: Sequence[Example]) -> Iterator[list[Example]]:
         yield row
 
 
-def _sums(model: Transformer, row: Sequence[Example]) -> list[float]:
-    """Each example's log-probability of its labels; its direction is a name of its own."""
-    batch = pack(row, model.condition_ids).to(model.norm.weight.device)
+@torch.no_grad()
+def _labels(model: Transformer, examples: Sequence[Example]) -> list[Tensor]:
+    """Each example's log-probabilities ``[m]`` of its labels."""
+    training = model.training
+    model.eval()
+    try:
+        return [values for row in _rows(examples) for values in _labels_of_row(model, row)]
+    finally:
+        model.train(training)
+
+
+def _labels_of_row(model: Transformer, row: Sequence[Example]) -> list[Tensor]:
+    named = [replace(example, direction=str(number)) for number, example in enumerate(row)]  # so that labels say whose
+    batch = pack(named, model.condition_ids).to(model.norm.weight.device)
     states = model.states(batch)[-1]
-    sums = torch.zeros(len(row), device=states.device)
+    found = [torch.zeros(0)] * len(row)
     for name, target in batch.targets.items():
         logits = model.targets[name].logits(states[target.label_index])
-        sums.index_add_(0, target.label_directions, log_probability(logits, target.labels).sum(dim=-1))
-    return sums.tolist()
+        values = log_probability(logits, target.labels).sum(dim=-1).cpu()
+        owners, counts = target.label_directions.cpu().unique_consecutive(return_counts=True)
+        for owner, some in zip(owners.tolist(), values.split(counts.tolist())):
+            found[owner] = some
+    return found

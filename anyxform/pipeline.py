@@ -4,7 +4,7 @@ Everything that is given, files, strings and values in memory, goes through the 
 it, ask the model, turn codes into a value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from anyxform.candidates import rank as rank_by
 from anyxform.data import source
 from anyxform.edit import Round, edit
 from anyxform.field import Direction, Field, did_you_mean
-from anyxform.generate import Request, generate
+from anyxform.generate import Request
 from anyxform.modality import Modality
 from anyxform.model import Transformer
+from anyxform.refine import generate_refined
 from anyxform.routes import best_route, read_table
-from anyxform.sampling import sampling_of
+from anyxform.sampling import Sampling, sampling_of
 from anyxform.sequence import marker
 
 STARTER = "starter"
@@ -79,6 +80,23 @@ class Pipeline:
         seed = options.get("seed", 0)
         step = self.onward([direction], [[value for _, value in sources]], [self.route(direction, via)], seeds=[seed])
         return self.ranked(*step, n=n, rank=rank, **options)[0]
+
+    def learnt(self, options: Sampling, targets: Iterable[str]) -> Sampling:
+        """The options, if this model has learnt the ways of decoding that they ask for; else a ValueError."""
+        facts = self.facts.get("facts")
+        if not facts or facts.get("other_decoding"):  # of a model that is from no checkpoint nothing is known
+            return options
+        for name in sorted(targets):
+            own = self.modalities[name].decoding
+            wanted = f"refine={options.refine}" if options.refine and own == "autoregressive" else ""
+            if options.decoding not in (None, own):
+                wanted = f"decoding={options.decoding}"
+            if wanted:
+                raise ValueError(
+                    f"{wanted} is not possible: this model has learnt {name} in the {own} way alone; train it with "
+                    "data.other_decoding=0.2, say"
+                )
+        return options
 
     def route(self, direction: Direction, via: str | None) -> Field | None:
         """The field by way of which to go; None: directly. ValueError: `via` is unknown, or ``auto`` and no table."""
@@ -197,7 +215,8 @@ class Pipeline:
 
     def respond(self, requests: Sequence[Request], *, batch_size: int = 64, **options: Any) -> list[Any]:
         """One value for each request, in batches of mixed directions; each has the next seed."""
-        answers = generate(self.model, self.modalities, requests, sampling_of(options), batch_size=batch_size)
+        chosen = self.learnt(sampling_of(options), {request.target.modality for request in requests})
+        answers = generate_refined(self.model, self.modalities, requests, chosen, batch_size=batch_size)
         return [
             self.modalities[request.target.modality].from_codes(answer.codes)
             for request, answer in zip(requests, answers)
@@ -219,7 +238,8 @@ class Pipeline:
         `requests` are those of the directions and sources, if they have seeds of their own.
         """
         requests = requests or [self.request(*pair) for pair in zip(directions, sources, strict=True)]
-        found = draw(self.model, self.modalities, requests, n, sampling_of(options), batch_size=batch_size)
+        chosen = self.learnt(sampling_of(options), {request.target.modality for request in requests})
+        found = draw(self.model, self.modalities, requests, n, chosen, batch_size=batch_size)
         questions = [
             Answered(
                 direction, given, codes, [self.modalities[direction.target.modality].from_codes(it) for it in codes]

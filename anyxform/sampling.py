@@ -37,6 +37,8 @@ class Sampling:
         guidance: how far to go from the logits without sources to those with them; 1: no further (arXiv 2207.12598).
             None: `GUIDANCE` of the way of decoding.
         seed: of a call's first request; each further one has the next.
+        refine: left to right, so often the least certain tokens of the answer are redone, seen from both sides: see
+            `anyxform.refine`.
         decoding: ``autoregressive`` or ``masked``. None: the target modality's own.
         length: tokens of the target. None: as the model decides.
     """
@@ -51,6 +53,7 @@ class Sampling:
     choice_temperature: float = 0.5
     guidance: float | None = None
     seed: int = 0
+    refine: int = 0
     decoding: Decoding | None = None
     length: int | None = None
 
@@ -66,6 +69,7 @@ class Sampling:
             "choice_temperature": (0 <= self.choice_temperature < math.inf, "0 or more"),
             "guidance": (self.guidance is None or 0 <= self.guidance < math.inf, "0 or more (1 is none)"),
             "seed": (0 <= self.seed < 2**62, "0 or more, below 2**62"),
+            "refine": (self.refine >= 0, "0 (off) or more"),
             "decoding": (self.decoding in (None, "autoregressive", "masked"), "autoregressive or masked"),
             "length": (self.length is None or self.length >= 1, "1 or more"),
         }

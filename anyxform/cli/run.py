@@ -78,6 +78,7 @@ def add_generation(it: Parser) -> None:
     generation.add_argument("--steps", type=int, help="of masked refinement")
     generation.add_argument("--choice-temperature", type=float, help="of masked refinement")
     generation.add_argument("--guidance", type=float, help="1 is none")
+    generation.add_argument("--refine", type=int, metavar="ROUNDS", help="redo the least certain tokens of a text")
     generation.add_argument("--decoding", choices=["autoregressive", "masked"], help="other than the modality's own")
     generation.add_argument("--length", type=int, help="tokens of the result")
 
