@@ -73,7 +73,8 @@ def edit(pipeline: "Pipeline", name: str, value: Any, round: Round) -> list[Cand
     direction, sources = Direction(tuple(Field(it) for it, _ in read), target), [it for _, it in read]
     with torch.no_grad():
         codes, keep = modality.divided(value, mask)
-    request = replace(pipeline.request(direction, sources), known=codes.reshape(len(codes), -1), keep=keep)
+    known, first = codes.reshape(len(codes), -1), modality.first_codes(value, mask)
+    request = replace(pipeline.request(direction, sources), known=known, keep=keep, first=first)
     if modality.fixed_length or (options.decoding or modality.decoding) == "masked":
         (found,) = draw(pipeline.model, pipeline.modalities, [request], round.n, options)
     else:

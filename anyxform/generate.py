@@ -25,13 +25,15 @@ class Request:
     """What is given and what is wanted. `known` codes ``[T, K]`` stay where `keep` ``[T]`` is true.
 
     Left to right, the target goes on behind `known`, as far as the model likes, unless the last of it is kept; masked,
-    it has exactly T tokens. `seed`: of what is drawn; None: `Sampling.seed` plus the request's place in the call.
+    it has exactly T tokens. `first` ``[V]`` (bool): left to right, the codes that may come first where `keep` is false.
+    `seed`: of what is drawn; None: `Sampling.seed` plus the request's place in the call.
     """
 
     sources: tuple[Source, ...]
     target: Field
     known: Tensor | None = None
     keep: Tensor | None = None
+    first: Tensor | None = None
     seed: int | None = None
 
     @property
@@ -185,7 +187,8 @@ class _Group:
         total = torch.zeros(count, device=device)
         for place in range(longest):
             never_ends = (place < least) | self._never_ends(place)
-            chosen, log_p = self._next(self._logits(states), codes, never_ends)
+            logits = self._logits(states) + self._barred(place).to(device)
+            chosen, log_p = self._next(logits, codes, never_ends)
             given = kept[:, place, :1] != end
             chosen = torch.where(given, kept[:, place], chosen)
             running = place < lengths
@@ -204,6 +207,16 @@ class _Group:
         known = [1 if request.known is None else len(request.known) for request in self.requests]
         most = torch.tensor([n if request.closed else longest for request, n in zip(self.requests, known)])
         return self._start(most, longest), torch.tensor(known), most
+
+    def _barred(self, place: int) -> Tensor:
+        """Minus infinity ``[B, 1, V + 1]`` where a request's `first` forbids a code at this place; else 0."""
+        if all(request.first is None for request in self.requests):
+            return torch.zeros(())
+        barred = torch.zeros(len(self.requests), 1, self.modality.vocab_size + 1)
+        for row, request in enumerate(self.requests):
+            if request.first is not None and request.keep is not None and place == int(request.keep.int().argmin()):
+                barred[row, 0, :-1].masked_fill_(~request.first, -math.inf)
+        return barred
 
     def _next(self, logits: Tensor, codes: Tensor, never_ends: Tensor) -> tuple[Tensor, Tensor]:
         """The next token's codes ``[B, K]`` and their log-probabilities ``[B]``."""

@@ -49,7 +49,7 @@ def infill(
         return different(drawn)
     gaps = [codes[len(head) :][: min(room, LONGEST)] for codes in drawn]
     found = different([torch.cat([head, gap[:size], tail]) for gap in gaps for size in range(1, len(gap) + 1)])
-    asked = [replace(request, known=None, keep=None)] * len(found)
+    asked = [replace(request, known=None, keep=None, first=None)] * len(found)
     scores = likelihoods(model, modalities, asked, found, decoding="autoregressive")
     return [found[number] for number in sorted(range(len(found)), key=lambda number: -scores[number])]
 

@@ -116,6 +116,10 @@ class Modality(ABC):
         """Codes ``[T]`` or ``[T, K]`` of the value, and which of its tokens ``[T]`` (bool) have nothing of the mask."""
         raise self._whole()
 
+    def first_codes(self, value: Any, mask: Tensor) -> Tensor | None:
+        """Codes ``[V]`` (bool) with which what is made anew may begin, for what is kept to stay; None: with any."""
+        return None
+
     def paste(self, original: Any, edited: Any, mask: Tensor) -> Any:
         """The edited value where the mask is; elsewhere the original one, unchanged. ValueError: they do not fit."""
         raise self._whole()

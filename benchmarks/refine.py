@@ -3,8 +3,8 @@
     python -m benchmarks.refine [SECONDS] [LIMIT]
 
 A share of 0.7 of its captions is trained masked, the rest left to right, as ``data.other_decoding`` does it. It is
-judged on drawings in a style that it never saw: by drafts (left to right), by drafts refined in 1 and 4 rounds, and by
-masked decoding alone. Nothing is saved.
+judged on drawings in a style that it never saw: by drafts (left to right), by drafts refined in 1 and 4 rounds, by
+drafts that are drawn with chance and by those refined, and by masked decoding alone. Nothing is saved.
 """
 
 import sys
@@ -26,6 +26,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     MODEL: {},
     "refined once": {"refine": 1},
     "refined 4 times": {"refine": 4},
+    "drawn": {"temperature": 1.0},
+    "drawn, refined 4 times": {"temperature": 1.0, "refine": 4},
     "masked": {"decoding": "masked", "temperature": 0.0, "guidance": 1.0},
 }
 

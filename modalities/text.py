@@ -19,6 +19,8 @@ from anyxform.modality import Modality, Score
 
 WORDS = ("a", "red", "fish", "une", "grenouille", "verte", "тигр", "和", "🐸", "d'été")
 ELLIPSIS = "…"
+SPACE = "Ġ"
+"""How byte-level tokens write it."""
 
 
 class Text(Modality):
@@ -114,11 +116,16 @@ class Text(Modality):
     def divided(self, value: str, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Codes of what stands before, in and behind the mask, each by itself, so that what is kept is whole."""
         head, middle, tail = _parts(value, mask)
-        if head.endswith(" ") and head.rstrip() == head[:-1]:
-            head = head[:-1]  # a space begins the next token, which is drawn
-        before, anew, behind = map(self._encode, (head, middle, tail))
+        before, anew, behind = map(self._encode, (_without_space(head), middle, tail))
         keep = [True] * len(before) + [False] * len(anew) + [True] * len(behind)
         return torch.tensor([*before, *anew, *behind]), torch.tensor(keep)
+
+    def first_codes(self, value: str, mask: Tensor) -> Tensor | None:
+        """Those that begin with a space, where one was left to them."""
+        head, _, _ = _parts(value, mask)
+        if head == _without_space(head):
+            return None
+        return torch.tensor([self.tokenizer.id_to_token(code).startswith(SPACE) for code in range(self.vocab_size)])
 
     def paste(self, original: str, edited: str, mask: Tensor) -> str:
         head, _, tail = _parts(original, mask)
@@ -202,6 +209,11 @@ def _parts(text: str, mask: Tensor) -> tuple[str, str, str]:
     if len(places) != end - start:
         raise ValueError("of a text one span at a time can be made anew: edit in several rounds")
     return text[:start], text[start:end], text[end:]
+
+
+def _without_space(head: str) -> str:
+    """What stands before a gap, without the one space that in these tokens begins the word behind it."""
+    return head[:-1] if head.endswith(" ") and head.rstrip() == head[:-1] else head
 
 
 class TokenEmbedding(nn.Module):

@@ -249,6 +249,19 @@ def test_left_to_right_goes_on_behind_what_is_kept(model, target, decoding):
         assert torch.equal(turned.codes[:2], other[:2]) and len(turned.codes) >= 3
 
 
+def test_left_to_right_what_comes_first_can_be_limited(model):
+    """Only behind what is kept, and only there."""
+    known, keep = torch.tensor([[3], [4], [0]]), torch.tensor([True, True, False])
+    first = torch.zeros(27, dtype=torch.bool)
+    first[[5, 9]] = True
+    plain = [replace(it, known=known, keep=keep) for it in of("text")]
+    limited = [replace(it, first=first) for it in plain]
+    free, chosen = (generate(model, toys(), some, Sampling(temperature=1.0)) for some in (plain, limited))
+    assert {int(it.codes[2]) for it in chosen} <= {5, 9} and not {int(it.codes[2]) for it in free} <= {5, 9}
+    assert all(it.codes[:2, 0].tolist() == [3, 4] for it in chosen)
+    assert {int(code) for it in chosen for code in it.codes[3:]} - {5, 9}
+
+
 # Both ways
 
 

@@ -147,6 +147,16 @@ def test_characters_outside_of_a_span_stay(value: str, middle: str) -> None:
     assert text.paste(value, text.from_codes(new), mask) == head + middle + tail
 
 
+@pytest.mark.parametrize(("value", "space"), [("a red fish", True), ("red", False), ("xred", False), ("a  red", False)])
+def test_a_space_before_a_span_begins_what_is_new(value: str, space: bool) -> None:
+    text = Text()
+    mask = text.region("red", value)
+    first = text.first_codes(value, mask)
+    assert (first is not None) == space
+    if first is not None:
+        assert [text.from_codes(code) for code in first.nonzero()] == [" "], "of single bytes only this one"
+
+
 def test_what_does_not_keep_a_text_is_refused() -> None:
     text = Text()
     mask = text.region("red", "a red fish")
