@@ -75,7 +75,8 @@ def edit(pipeline: "Pipeline", name: str, value: Any, round: Round) -> list[Cand
         codes, keep = modality.divided(value, mask)
     known, first = codes.reshape(len(codes), -1), modality.first_codes(value, mask)
     request = replace(pipeline.request(direction, sources), known=known, keep=keep, first=first)
-    if modality.fixed_length or (options.decoding or modality.decoding) == "masked":
+    if not modality.elastic or (options.decoding or modality.decoding) == "masked":
+        options = replace(options, length=len(keep))
         (found,) = draw(pipeline.model, pipeline.modalities, [request], round.n, options)
     else:
         found = infill(pipeline.model, pipeline.modalities, request, options, draws=max(DRAWS, round.n))

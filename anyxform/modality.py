@@ -46,6 +46,8 @@ class Modality(ABC):
     """1 for sequences, 2 for images, 3 for video."""
     decoding: ClassVar[Decoding] = "autoregressive"
     """How targets are generated unless the caller says otherwise."""
+    elastic: ClassVar[bool] = False
+    """Whether a part that is made anew may become longer or shorter than it was."""
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     """Names of the metrics, the judge's included, of which less is better."""
 

@@ -74,8 +74,8 @@ def main(seconds: float, limit: int) -> None:
             f"{it} {metrics[it].value:.3f} [{metrics[it].low:.3f}, {metrics[it].high:.3f}]" for it in ("exact", "cer")
         )
         print(f"{'drafts' if name == MODEL else name}: {values}, {changed} of {row.n} changed")
-    for name, metrics in row.against.items():
-        gain = metrics["cer"].gain
+    for name, compared in row.against.items():
+        gain = compared["cer"].gain
         print(f"gain in cer when {name}: {-gain.value:.3f} [{-gain.high:.3f}, {-gain.low:.3f}]")
 
 

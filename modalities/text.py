@@ -33,6 +33,7 @@ class Text(Modality):
     name: ClassVar[str] = "text"
     extensions: ClassVar[tuple[str, ...]] = ("txt",)
     literal: ClassVar[bool] = True
+    elastic: ClassVar[bool] = True
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"wer", "cer"})
 
     def __init__(self, vocab_size: int = 4096, max_length: int = 128, tokenizer: str | None = None) -> None:
@@ -125,7 +126,9 @@ class Text(Modality):
         head, _, _ = _parts(value, mask)
         if head == _without_space(head):
             return None
-        return torch.tensor([self.tokenizer.id_to_token(code).startswith(SPACE) for code in range(self.vocab_size)])
+        return torch.tensor(
+            [str(self.tokenizer.id_to_token(code)).startswith(SPACE) for code in range(self.vocab_size)]
+        )
 
     def paste(self, original: str, edited: str, mask: Tensor) -> str:
         head, _, tail = _parts(original, mask)

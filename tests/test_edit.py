@@ -74,7 +74,18 @@ def test_out_painting(ax: Pipeline, disc: str) -> None:
     assert len(set(wide.crop((16, 0, 32, 16)).getdata())) > 20, "it is drawn, not filled"
 
 
-def test_recordings(ax: Pipeline) -> None:
+@pytest.mark.parametrize("decoding", ["masked", "autoregressive"])
+@pytest.mark.parametrize("redo", ["0.1:", "0.05:0.15", "0:0.1"])
+def test_recordings_keep_their_time(ax: Pipeline, redo: str, decoding: str) -> None:
+    """And in both ways of decoding what lies behind a part stays behind it."""
+    sound = samples_of(ax)
+    mask = ax.modalities["audio"].region(redo, sound[1])
+    redone = ax.edit(sound, redo=redo, source="a blue disc", decoding=decoding)
+    assert redone.seconds == sound[1].seconds and torch.equal(redone.samples[~mask], sound[1].samples[~mask])
+    assert redone.samples[mask].abs().max() > 0 and not torch.equal(redone.samples[mask], sound[1].samples[mask])
+
+
+def test_recordings_go_on(ax: Pipeline) -> None:
     sound = samples_of(ax)
     redone = ax.edit(sound, redo="0.1:", source="a blue disc")
     assert torch.equal(redone.samples[:1600], sound[1].samples[:1600])

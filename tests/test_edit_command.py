@@ -83,6 +83,7 @@ def test_texts_are_printed_or_written(edit) -> None:
     assert edit("a red disc", "--redo", "red", "--source", "disc.png", "-o", "new.txt")[0] == 0
     assert Path("new.txt").read_text() == out.removesuffix("\n")
     assert edit("new.txt", "--undo")[0] == 0 and Path("new.txt").read_text() == "a red disc"
+    assert "tokens" in edit("word " * 2000, "--redo", "word", "-o", "new.txt")[2], "longer than a path may be"
     lines = edit("a red disc", "--redo", "red", "--source", "disc.png", "-n", "3")[1].splitlines()
     assert len(lines) == 3 and all("\ta " in line for line in lines)
 

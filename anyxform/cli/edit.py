@@ -5,7 +5,7 @@ from pathlib import Path
 
 from anyxform.cli.arguments import Parser
 from anyxform.cli.history import History
-from anyxform.cli.run import Writer, add_candidates, add_generation
+from anyxform.cli.run import Writer, add_candidates, add_generation, there
 
 EPILOG = """parts:
   pictures    0,0,64,32 (x0,y0,x1,y1 in pixels), or a file that is white there
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     if options.out is not None and options.out.suffix == ".jsonl":
         raise ValueError(f"-o {options.out}: give a file or a folder")
     out = None if options.out is None and modality.literal else writer.place(options.input)
-    history = None if out is None else _history(Path(options.input), out, modality.save(value))
+    history = None if out is None else _history(options.input, out, modality.save(value))
     found = edit(pipeline, name, value, round)
     if history is None:
         for it in found:
@@ -85,9 +85,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _history(given: Path, out: Path, original: bytes) -> History:
+def _history(given: str, out: Path, original: bytes) -> History:
     """That of the input, if it is edited in place and has one; else a new one."""
-    same = out.exists() and given.exists() and out.resolve() == given.resolve()
-    if same and History.exists(out):
-        return History.of(out)
-    return History.begin(out, given.read_bytes() if same else original)
+    if not (there(given, Path.is_file) and Path(given).resolve() == out.resolve()):
+        return History.begin(out, original)
+    return History.of(out) if History.exists(out) else History.begin(out, out.read_bytes())

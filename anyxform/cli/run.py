@@ -196,10 +196,10 @@ def _failure(error: Exception) -> Failure:
 def expand(inputs: Sequence[str]) -> Iterator[str]:
     """Inputs with globs replaced by the files that fit; ValueError: a folder, or a glob that fits none."""
     for given in inputs:
-        if _there(given, Path.is_dir):
+        if there(given, Path.is_dir):
             raise ValueError(f"{given} is a folder: for all files in it, give '{given.rstrip('/')}/**'")
         magic = re.search(r"[*?\[]", given)
-        if magic is None or _there(given, Path.exists):
+        if magic is None or there(given, Path.exists):
             yield given
             continue
         found = sorted(path for path in glob.glob(given, recursive=True) if Path(path).is_file())
@@ -211,10 +211,11 @@ def expand(inputs: Sequence[str]) -> Iterator[str]:
 def _meant_as_glob(given: str, magic: int) -> bool:
     """Whether what fits no file was not meant as a text: one word with * or /, or in a folder that there is."""
     one_word = not re.search(r"\s", given) and ("*" in given or "/" in given)
-    return one_word or _there(given[:magic].rpartition("/")[0], Path.is_dir)
+    return one_word or there(given[:magic].rpartition("/")[0], Path.is_dir)
 
 
-def _there(given: str, test: Callable[[Path], bool]) -> bool:
+def there(given: str, test: Callable[[Path], bool]) -> bool:
+    """Whether a path passes a test such as `Path.is_file`; what is too long for a path does not."""
     try:
         return bool(given) and test(Path(given))
     except OSError:  # longer than a path may be: a text
@@ -229,7 +230,7 @@ class Writer:
     ) -> None:
         self.out, self.modality, self.to, self.several = out, modality, to, len(inputs) > 1
         self.ending = modality.extensions[0] if modality.extensions else "bin"
-        self.sources = {Path(it).resolve() for it in (*inputs, *others) if _there(it, Path.is_file)}
+        self.sources = {Path(it).resolve() for it in (*inputs, *others) if there(it, Path.is_file)}
         self.lines: TextIO | None = None
         self.count = 0
         self.file: Path | None = None  # the one file that the user names
@@ -296,7 +297,7 @@ class Writer:
 
     def _path(self, given: str) -> Path:
         """Named like the input. No source is overwritten, and in the current folder, which nobody named, nothing is."""
-        name = Path(given).stem if _there(given, Path.is_file) else given
+        name = Path(given).stem if there(given, Path.is_file) else given
         slug = re.sub(r"[^\w-]+", "-", name).strip("-")[:40] or "result"
         stem = f"{self.count:04d}-{slug}" if self.several else slug
         path, number = self.folder / f"{stem}.{self.ending}", 1
