@@ -66,8 +66,8 @@ def edit(pipeline: "Pipeline", name: str, value: Any, round: Round) -> list[Cand
     if target.modality != name:
         raise ValueError(f"what is edited is {name}, and stays it: to={round.to} is not possible")
     options = pipeline.learnt(round.options, [name])
-    if options.refine:
-        raise ValueError(f"refine={options.refine} is of whole answers: to make a part of {name} anew, give refine=0")
+    if options.refine or options.length is not None:
+        raise ValueError(f"refine and length are of whole answers: leave them out to make a part of {name} anew")
     value, mask = _marked(modality, value, round)
     read = [pipeline.read(it) for it in round.source]
     direction, sources = Direction(tuple(Field(it) for it, _ in read), target), [it for _, it in read]

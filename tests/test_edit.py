@@ -185,6 +185,8 @@ def test_a_round_that_fails_leaves_no_trace(ax: Pipeline) -> None:
         ({"redo": "0,0,8,8", "stesp": 3}, "no option is called 'stesp': did you mean 'steps'"),
         ({"redo": "0,0,8,8", "n": 0}, "n=0 is not possible: give 1 candidate or more"),
         ({"redo": "0,0,8,8", "n": 2, "rank": "bakc", "source": "a disc"}, "rank='bakc' is not possible"),
+        ({"redo": "0,0,8,8", "length": 4}, "refine and length are of whole answers: leave them out"),
+        ({"redo": "0,0,8,8", "refine": 1}, "refine and length are of whole answers: leave them out"),
         ({"redo": "0,0,8,8", "num_beams": 2}, "num_beams=2 is not possible"),
     ],
 )
