@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyxform.baselines import TrainingSet, copied, shuffled
+from anyxform.candidates import Rank
 from anyxform.dataset import Dataset
 from anyxform.evaluate import MODEL, Item, Report, evaluate
-from anyxform.field import Direction
 from anyxform.pipeline import Pipeline
 from anyxform.selection import Samples
 
@@ -27,6 +27,8 @@ def assess(
     known: TrainingSet | None = None,
     *,
     via: str | None = None,
+    candidates: int = 1,
+    rank: Rank = "back",
     options: Mapping[str, Any] | None = None,
     judges: bool = True,
     batch_size: int = 64,
@@ -35,8 +37,9 @@ def assess(
 ) -> Assessment:
     """Answer `items` and score the answers beside the baselines that the training set `known` gives.
 
-    `via`: a field by way of which the same model answers too, first to it and from it on, for comparison. `options` are
-    those of generation (`anyxform.sampling.Sampling`); `say` is told what is being done.
+    `via`: a field by way of which the same model answers too, first to it and from it on, for comparison. `candidates`:
+    of more than one, the best by `rank` is another answer to compare. `options` are those of generation
+    (`anyxform.sampling.Sampling`); `say` is told what is being done.
     """
     between = None if via is None else pipeline.field(via)
     say(f"answering {len(items)} items")
@@ -45,9 +48,13 @@ def assess(
     own = pipeline.answer(directions, sources, **options)
     answers: dict[str, Sequence[Any]] = {MODEL: own}
     if between is not None:
-        first = pipeline.answer([Direction(it.sources, between) for it in directions], sources, **options)
-        onward = [Direction((between,), it.target) for it in directions]
-        answers[f"via {between}"] = pipeline.answer(onward, [(value,) for value in first], **options)
+        seeds = [options["seed"] + number for number in range(len(items))]
+        onward = pipeline.onward(directions, sources, [between] * len(items), seeds=seeds, **options)
+        answers[f"via {between}"] = pipeline.answer(*onward, **options)
+    if candidates > 1:
+        say(f"{candidates} candidates of each")
+        ranked = pipeline.ranked(directions, sources, n=candidates, rank=rank, **options)
+        answers[f"best of {candidates} by {rank}"] = [some[0].value for some in ranked]
     if known is not None:
         answers |= {
             "most frequent": known.most_frequent(items),

@@ -46,7 +46,7 @@ def prefill(model: Transformer, examples: Sequence[Example], room: int) -> KVCac
     size this is the kernel that decoding uses, so that nothing is compiled.
     """
     weight = model.norm.weight
-    examples = [replace(it, sources=tuple(_cast(source, weight.dtype) for source in it.sources)) for it in examples]
+    examples = [replace(it, sources=tuple(cast(source, weight.dtype) for source in it.sources)) for it in examples]
     batch = pack(examples, model.condition_ids).to(weight.device)
     lengths = torch.tensor(batch.segments.prefixes, device=weight.device)
     rows, longest = len(examples), int(lengths.max())
@@ -90,6 +90,6 @@ def _run(model: Transformer, cache: KVCache, x: Tensor, positions: Tensor, slots
     return model.run_blocks(x, rope(positions, model.head_dim, model.rope_theta), attends)[-1]
 
 
-def _cast(source: Source, dtype: torch.dtype) -> Source:
+def cast(source: Source, dtype: torch.dtype) -> Source:
     """A source whose values, if they are no whole numbers, have the dtype of the weights."""
     return replace(source, values=source.values.to(dtype)) if source.values.is_floating_point() else source

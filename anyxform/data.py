@@ -119,7 +119,12 @@ class Examples:
         train: bool = True,
         condition_dropout: float = 0.1,
         attribute_dropout: float = 0.1,
+        other_decoding: float = 0.0,
     ) -> None:
+        """`other_decoding`: the share of training targets that are to be decoded in the way that is not their own."""
+        if not 0 <= other_decoding <= 1:
+            raise ValueError(f"data.other_decoding={other_decoding} is no share: give 0 to 1")
+        self.other_decoding = other_decoding
         self.datasets, self.modalities, self.directions, self.order = datasets, modalities, directions, order
         self.train, self.condition_dropout, self.attribute_dropout = train, condition_dropout, attribute_dropout
         self.codes = Codes(modalities)
@@ -166,7 +171,9 @@ class Examples:
             for found in direction.sources:
                 modality = self.modalities[found.modality]
                 sources.append(source(modality, modality.load(fields[found]()), self.train, generator))
-        made = target(self.modalities[wanted.modality], codes, generator)
+        modality = self.modalities[wanted.modality]
+        masked = (modality.decoding == "masked") != (self.train and drops[3] < self.other_decoding)
+        made = target(modality, codes, generator, masked)
         return Example(self.datasets[name].samples[number].key, str(direction), tuple(sources), asked, made)
 
 
@@ -279,6 +286,7 @@ class Rows:
         max_broken: float = 0.01,
         condition_dropout: float = 0.1,
         attribute_dropout: float = 0.1,
+        other_decoding: float = 0.0,
         train: bool = True,
         lanes: int = 1,
         own: Sequence[int] | None = None,
@@ -293,6 +301,7 @@ class Rows:
             train=train,
             condition_dropout=condition_dropout,
             attribute_dropout=attribute_dropout,
+            other_decoding=other_decoding,
         )
         self.condition_ids, self.seed, self.num_workers, self.max_broken = condition_ids, seed, num_workers, max_broken
         self.options = RowOptions(tokens_per_row, pool, pad)

@@ -22,8 +22,10 @@ from anyxform.sequence import Example, Source, Target, marker, to_axes
 
 @dataclass(frozen=True)
 class Request:
-    """What is given and what is wanted. `known` codes ``[T, K]`` stay where `keep` ``[T]`` is true (masked only).
+    """What is given and what is wanted. `known` codes ``[T, K]`` stay where `keep` ``[T]`` is true.
 
+    Left to right, the target goes on behind `known`, as far as the model likes, unless the last of it is kept; masked,
+    it has exactly T tokens. `first` ``[V]`` (bool): left to right, the codes that may come first where `keep` is false.
     `seed`: of what is drawn; None: `Sampling.seed` plus the request's place in the call.
     """
 
@@ -31,7 +33,13 @@ class Request:
     target: Field
     known: Tensor | None = None
     keep: Tensor | None = None
+    first: Tensor | None = None
     seed: int | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last of its known tokens is kept: left to right, the target ends there."""
+        return self.keep is not None and bool(self.keep[-1:].any())
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,8 @@ class _Group:
             self._check_length(options.length, f"length={options.length}")
         if options.num_beams > 1 and (self.decoding == "masked" or self.modality.num_codebooks > 1):
             raise ValueError(f"num_beams={options.num_beams} is not possible: {name} is not decoded one code at a time")
+        if options.num_beams > 1 and any(request.known is not None for request in self.requests):
+            raise ValueError(f"num_beams={options.num_beams} is not possible where a part of {name} is kept")
         for request in self.requests:
             if request.known is not None or request.keep is not None:
                 self._check_known(request.known, request.keep)
@@ -115,13 +125,12 @@ class _Group:
 
     def _check_known(self, known: Tensor | None, keep: Tensor | None) -> None:
         name, codebooks, wanted = self.modality.name, self.modality.num_codebooks, self.options.length
-        if self.decoding != "masked":
-            raise ValueError(f"nothing of {name} can be kept: it is decoded left to right; give decoding='masked'")
         if known is None or keep is None or known.shape != (len(keep), codebooks) or keep.ndim != 1:
             shapes = [None if it is None else tuple(it.shape) for it in (known, keep)]
             raise ValueError(f"known and keep of {name} are [T, {codebooks}] and [T], not {shapes[0]} and {shapes[1]}")
         self._check_length(len(known), f"known of {len(known)} tokens")
-        if wanted not in (None, len(known)):
+        goes_on = self.decoding == "autoregressive" and not keep[-1] and (wanted or 0) > len(known)
+        if wanted not in (None, len(known)) and not goes_on:
             raise ValueError(f"length={wanted} is not possible: known has {len(known)} tokens")
         if bool(((known < 0) | (known >= self.modality.vocab_size))[keep].any()):
             raise ValueError(f"known of {name} has codes outside of [0, {self.modality.vocab_size})")
@@ -173,23 +182,43 @@ class _Group:
         end, longest, count = self.modality.vocab_size, self._longest(), len(self.requests)
         cache, offsets = self._prefill(longest), self._offsets(longest)
         states, device = cache.marker, cache.marker.device
+        kept, least, lengths = (it.to(device) for it in self._kept(longest))
         codes = torch.zeros(count, 0, self.modality.num_codebooks, dtype=torch.long, device=device)
         total = torch.zeros(count, device=device)
-        lengths = torch.full((count,), longest, device=device)
         for place in range(longest):
-            chosen, log_p = self._next(self._logits(states), codes, never_ends=self._never_ends(place))
-            running = lengths == longest
-            total += log_p * running
+            never_ends = (place < least) | self._never_ends(place)
+            logits = self._logits(states) + self._barred(place).to(device)
+            chosen, log_p = self._next(logits, codes, never_ends)
+            given = kept[:, place, :1] != end
+            chosen = torch.where(given, kept[:, place], chosen)
+            running = place < lengths
+            total += log_p * (running & ~given[:, 0])
             lengths = torch.where(running & (chosen == end).any(dim=-1), place, lengths)
             codes = torch.cat([codes, chosen.clamp_max(end - 1)[:, None]], dim=1)  # a row that has ended goes on unread
-            if place + 1 == longest or not (lengths == longest).any():
+            if place + 1 >= int(lengths.max()):
                 break
             x = self._both(self.head.embed(codes[:, -1:]))
             sees = torch.ones(len(x), 1, place + 1, dtype=torch.bool, device=device)
             states = advance(self.model, cache, x, offsets[place : place + 1], place, sees)[:, 0]
         return [Generated(row[:n].cpu(), float(p)) for row, n, p in zip(codes, lengths.tolist(), total)]
 
-    def _next(self, logits: Tensor, codes: Tensor, never_ends: bool) -> tuple[Tensor, Tensor]:
+    def _kept(self, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each target the codes that are kept ``[B, longest, K]``, V where none is; its least and most tokens."""
+        known = [1 if request.known is None else len(request.known) for request in self.requests]
+        most = torch.tensor([n if request.closed else longest for request, n in zip(self.requests, known)])
+        return self._start(most, longest), torch.tensor(known), most
+
+    def _barred(self, place: int) -> Tensor:
+        """Minus infinity ``[B, 1, V + 1]`` where a request's `first` forbids a code at this place; else 0."""
+        if all(request.first is None for request in self.requests):
+            return torch.zeros(())
+        barred = torch.zeros(len(self.requests), 1, self.modality.vocab_size + 1)
+        for row, request in enumerate(self.requests):
+            if request.first is not None and request.keep is not None and place == int(request.keep.int().argmin()):
+                barred[row, 0, :-1].masked_fill_(~request.first, -math.inf)
+        return barred
+
+    def _next(self, logits: Tensor, codes: Tensor, never_ends: Tensor) -> tuple[Tensor, Tensor]:
         """The next token's codes ``[B, K]`` and their log-probabilities ``[B]``."""
         logits = permitted(logits, codes, self.options.no_repeat, never_ends)
         uniform = torch.stack([torch.rand(logits.shape[1], generator=it) for it in self.generators])

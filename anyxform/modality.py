@@ -46,6 +46,8 @@ class Modality(ABC):
     """1 for sequences, 2 for images, 3 for video."""
     decoding: ClassVar[Decoding] = "autoregressive"
     """How targets are generated unless the caller says otherwise."""
+    elastic: ClassVar[bool] = False
+    """Whether a part that is made anew may become longer or shorter than it was."""
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     """Names of the metrics, the judge's included, of which less is better."""
 
@@ -101,6 +103,31 @@ class Modality(ABC):
     @abstractmethod
     def from_codes(self, codes: Tensor) -> Any:
         """Codes ``[T]`` or ``[T, K]`` as a value."""
+
+    # Editing, optional. A mask (bool) marks what is made anew, in the value's own units: pixels, samples, characters
+
+    def region(self, spec: str, value: Any) -> Tensor:
+        """The mask of a part of `value`, named by a short string; a ValueError says how to name one of these."""
+        raise self._whole()
+
+    def extended(self, spec: str, value: Any) -> tuple[Any, Tensor]:
+        """The value made larger, as `spec` says, and the mask of what was added."""
+        raise self._whole()
+
+    def divided(self, value: Any, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes ``[T]`` or ``[T, K]`` of the value, and which of its tokens ``[T]`` (bool) have nothing of the mask."""
+        raise self._whole()
+
+    def first_codes(self, value: Any, mask: Tensor) -> Tensor | None:
+        """Codes ``[V]`` (bool) with which what is made anew may begin, for what is kept to stay; None: with any."""
+        return None
+
+    def paste(self, original: Any, edited: Any, mask: Tensor) -> Any:
+        """The edited value where the mask is; elsewhere the original one, unchanged. ValueError: they do not fit."""
+        raise self._whole()
+
+    def _whole(self) -> ValueError:
+        return ValueError(f"no part of {self.name} can be edited: it is made anew as a whole")
 
     # Its tokenizer
 

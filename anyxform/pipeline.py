@@ -4,19 +4,25 @@ Everything that is given, files, strings and values in memory, goes through the 
 it, ask the model, turn codes into a value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from anyxform import checkpoint
+from anyxform.candidates import Answered, Candidate, Rank, draw
+from anyxform.candidates import rank as rank_by
 from anyxform.data import source
+from anyxform.edit import Round, edit
 from anyxform.field import Direction, Field, did_you_mean
-from anyxform.generate import Request, generate
+from anyxform.generate import Request
 from anyxform.modality import Modality
 from anyxform.model import Transformer
-from anyxform.sampling import Sampling
+from anyxform.refine import generate_refined
+from anyxform.routes import best_route, read_table
+from anyxform.sampling import Sampling, sampling_of
 from anyxform.sequence import marker
 
 STARTER = "starter"
@@ -43,19 +49,95 @@ class Pipeline:
         self.model, self.modalities = model, modalities
         self.path, self.facts = path, dict(facts or {})
 
-    def __call__(self, *given: Any, to: str, **options: Any) -> Any:
+    def __call__(
+        self, *given: Any, to: str, via: str | None = None, n: int = 1, rank: Rank = "back", **options: Any
+    ) -> Any:
         """Convert what is given, one source or several together, to a value of the field `to` (``text:fr``).
 
         A source is the path of a file, whose ending says its modality; a text; or anything beside its modality's name:
-        ``("image", "photo.dat")``, ``("image", picture)``, a file's bytes. `options` are those of
-        `anyxform.sampling.Sampling`. A ValueError says what cannot be read or asked for.
+        ``("image", "photo.dat")``, ``("image", picture)``, a file's bytes. A ValueError says what cannot be read or
+        asked for.
+
+        `via`: a field by way of which to go, first to it and from it on; ``auto``: whatever the evaluation table of the
+        checkpoint says is better. `n`: candidates, of which the best by `rank` is taken (see `candidates`). `options`
+        are those of `anyxform.sampling.Sampling`; on the way to `via` they are the defaults.
+        """
+        return self.candidates(*given, to=to, via=via, n=n, rank=rank, **options)[0].value
+
+    def candidates(
+        self, *given: Any, to: str, via: str | None = None, n: int = 4, rank: Rank = "back", **options: Any
+    ) -> list[Candidate]:
+        """Up to `n` different answers with their scores, the best first.
+
+        `rank`: ``back`` by how likely what was given is, given the answer; ``own`` by how likely the answer is, given
+        that; ``both`` by their product.
         """
         if not given:
             raise ValueError("there is nothing to convert: give a file, a text or a value")
         target = self.field(to)
         sources = [self.read(it) for it in given]
         direction = Direction(tuple(Field(name) for name, _ in sources), target)
-        return self.answer([direction], [[value for _, value in sources]], **options)[0]
+        seed = options.get("seed", 0)
+        step = self.onward([direction], [[value for _, value in sources]], [self.route(direction, via)], seeds=[seed])
+        return self.ranked(*step, n=n, rank=rank, **options)[0]
+
+    def learnt(self, options: Sampling, targets: Iterable[str]) -> Sampling:
+        """The options, if this model has learnt the ways of decoding that they ask for; else a ValueError."""
+        facts = self.facts.get("facts")
+        if not facts or facts.get("other_decoding"):  # of a model that is from no checkpoint nothing is known
+            return options
+        for name in sorted(targets):
+            own = self.modalities[name].decoding
+            wanted = f"refine={options.refine}" if options.refine and own == "autoregressive" else ""
+            if options.decoding not in (None, own):
+                wanted = f"decoding={options.decoding}"
+            if wanted:
+                raise ValueError(
+                    f"{wanted} is not possible: this model has learnt {name} in the {own} way alone; train it with "
+                    "data.other_decoding=0.2, say"
+                )
+        return options
+
+    def route(self, direction: Direction, via: str | None) -> Field | None:
+        """The field by way of which to go; None: directly. ValueError: `via` is unknown, or ``auto`` and no table."""
+        if via != "auto":
+            return None if via is None else self.field(via)
+        if self.path is None:
+            raise ValueError("via=auto reads the evaluation table of a checkpoint, and this model is from none")
+        trained = map(Direction.parse, self.facts.get("directions", ()))
+        return best_route(read_table(self.path), direction, trained)
+
+    def onward(
+        self,
+        directions: Sequence[Direction],
+        sources: Sequence[Sequence[Any]],
+        via: Sequence[Field | None],
+        *,
+        seeds: Sequence[int],
+        **options: Any,
+    ) -> tuple[list[Direction], list[Sequence[Any]]]:
+        """What is left to do: where `via` is a field, from it on, with what was made on the way there.
+
+        `options` are those of the way there, `seeds` each one's.
+        """
+        on, values = list(directions), list(sources)
+        through = {number: field for number, field in enumerate(via) if field is not None}
+        requests = [
+            replace(self.request(replace(directions[number], target=field), sources[number]), seed=seeds[number])
+            for number, field in through.items()
+        ]
+        for (number, field), value in zip(through.items(), self.respond(requests, **options)):
+            on[number], values[number] = Direction((field,), directions[number].target), (value,)
+        return on, values
+
+    def edit(self, value: Any, **given: Any) -> Any:
+        """The value with a part made anew, and the rest exactly as it was.
+
+        ``ax.edit("fish.png", keep="0,0,64,32", source="a blue fish", seed=3)``. `value` is as a source of a conversion;
+        the other arguments are those of `anyxform.edit.Round` and `anyxform.sampling.Sampling`. A ValueError says what
+        cannot be read, kept or made anew.
+        """
+        return edit(self, *self.read(value), Round.of(**given))[0].value
 
     def field(self, name: str) -> Field:
         """The target that a user asks for; a ValueError names what the model has instead."""
@@ -133,24 +215,42 @@ class Pipeline:
 
     def respond(self, requests: Sequence[Request], *, batch_size: int = 64, **options: Any) -> list[Any]:
         """One value for each request, in batches of mixed directions; each has the next seed."""
-        answers = generate(self.model, self.modalities, requests, sampling_of(options), batch_size=batch_size)
+        chosen = self.learnt(sampling_of(options), {request.target.modality for request in requests})
+        answers = generate_refined(self.model, self.modalities, requests, chosen, batch_size=batch_size)
         return [
             self.modalities[request.target.modality].from_codes(answer.codes)
             for request, answer in zip(requests, answers)
         ]
 
+    def ranked(
+        self,
+        directions: Sequence[Direction],
+        sources: Sequence[Sequence[Any]],
+        *,
+        n: int,
+        rank: Rank = "back",
+        requests: Sequence[Request] | None = None,
+        batch_size: int = 64,
+        **options: Any,
+    ) -> list[list[Candidate]]:
+        """Up to `n` candidates for each direction and its sources' values, best first; `options` as for `respond`.
+
+        `requests` are those of the directions and sources, if they have seeds of their own.
+        """
+        requests = requests or [self.request(*pair) for pair in zip(directions, sources, strict=True)]
+        chosen = self.learnt(sampling_of(options), {request.target.modality for request in requests})
+        found = draw(self.model, self.modalities, requests, n, chosen, batch_size=batch_size)
+        questions = [
+            Answered(
+                direction, given, codes, [self.modalities[direction.target.modality].from_codes(it) for it in codes]
+            )
+            for direction, given, codes in zip(directions, sources, found)
+        ]
+        return rank_by(self.model, self.modalities, questions, rank)
+
     def answer(self, directions: Sequence[Direction], sources: Sequence[Sequence[Any]], **options: Any) -> list[Any]:
         """One value for each direction and its sources' values; `options` as for `respond`."""
         return self.respond([self.request(*pair) for pair in zip(directions, sources, strict=True)], **options)
-
-
-def sampling_of(options: Mapping[str, Any]) -> Sampling:
-    """Options by name; a ValueError names one that does not exist."""
-    known = list(Sampling.__dataclass_fields__)
-    for name in options:
-        if name not in known:
-            raise ValueError(f"no option is called {name!r}: {did_you_mean(name, known)}")
-    return Sampling(**options)
 
 
 def load(path: str | Path = STARTER, *, device: str | None = None) -> Pipeline:

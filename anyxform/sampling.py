@@ -4,17 +4,21 @@ Letters: B requests, T tokens, K codebooks, V codes; logits have V + 1 outputs, 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from anyxform.field import did_you_mean
 from anyxform.modality import Decoding
 
 TEMPERATURE: dict[Decoding, float] = {"autoregressive": 0.0, "masked": 0.5}
 GUIDANCE: dict[Decoding, float] = {"autoregressive": 1.0, "masked": 1.5}
 """What None stands for in `Sampling`."""
+DRAWN = 0.7
+"""The temperature of candidates."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Sampling:
         guidance: how far to go from the logits without sources to those with them; 1: no further (arXiv 2207.12598).
             None: `GUIDANCE` of the way of decoding.
         seed: of a call's first request; each further one has the next.
+        refine: left to right, so often the least certain tokens of the answer are redone, seen from both sides: see
+            `anyxform.refine`.
         decoding: ``autoregressive`` or ``masked``. None: the target modality's own.
         length: tokens of the target. None: as the model decides.
     """
@@ -47,6 +53,7 @@ class Sampling:
     choice_temperature: float = 0.5
     guidance: float | None = None
     seed: int = 0
+    refine: int = 0
     decoding: Decoding | None = None
     length: int | None = None
 
@@ -62,6 +69,7 @@ class Sampling:
             "choice_temperature": (0 <= self.choice_temperature < math.inf, "0 or more"),
             "guidance": (self.guidance is None or 0 <= self.guidance < math.inf, "0 or more (1 is none)"),
             "seed": (0 <= self.seed < 2**62, "0 or more, below 2**62"),
+            "refine": (self.refine >= 0, "0 (off) or more"),
             "decoding": (self.decoding in (None, "autoregressive", "masked"), "autoregressive or masked"),
             "length": (self.length is None or self.length >= 1, "1 or more"),
         }
@@ -77,8 +85,23 @@ class Sampling:
     def temperature_for(self, decoding: Decoding) -> float:
         return TEMPERATURE[decoding] if self.temperature is None else self.temperature
 
+    def drawn(self, decoding: Decoding) -> "Sampling":
+        """These options with chance in them, for answers beside the first; `DRAWN` where there is none by default."""
+        if self.temperature is not None or TEMPERATURE[decoding]:
+            return self
+        return replace(self, num_beams=1, temperature=DRAWN)
+
     def guidance_for(self, decoding: Decoding) -> float:
         return GUIDANCE[decoding] if self.guidance is None else self.guidance
+
+
+def sampling_of(options: Mapping[str, Any]) -> Sampling:
+    """Options by name; a ValueError names one that does not exist."""
+    known = list(Sampling.__dataclass_fields__)
+    for name in options:
+        if name not in known:
+            raise ValueError(f"no option is called {name!r}: {did_you_mean(name, known)}")
+    return Sampling(**options)
 
 
 def uniforms(generators: Sequence[torch.Generator], lengths: Sequence[int], size: int, columns: int = 1) -> Tensor:
@@ -115,10 +138,13 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def permitted(logits: Tensor, codes: Tensor, no_repeat: int, never_ends: bool) -> Tensor:
-    """Logits ``[B, K, V + 1]`` of the token behind codes ``[B, T, K]``, with minus infinity for what may not follow."""
+def permitted(logits: Tensor, codes: Tensor, no_repeat: int, never_ends: bool | Tensor) -> Tensor:
+    """Logits ``[B, K, V + 1]`` of the token behind codes ``[B, T, K]``, with minus infinity for what may not follow.
+
+    `never_ends`, of all or of each of B: the end may not follow.
+    """
     forbidden = repeats(codes.transpose(1, 2), no_repeat, logits.shape[-1] - 1)
-    end = forbidden.new_full((*forbidden.shape[:-1], 1), never_ends)
+    end = torch.as_tensor(never_ends, device=logits.device).reshape(-1, 1, 1).expand(*forbidden.shape[:-1], 1)
     return logits.masked_fill(torch.cat([forbidden, end], dim=-1), -math.inf)
 
 

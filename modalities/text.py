@@ -3,6 +3,7 @@
 Letters: T tokens of one text, N tokens of all texts of a batch, D width.
 """
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from anyxform.modality import Modality, Score
 
 WORDS = ("a", "red", "fish", "une", "grenouille", "verte", "тигр", "和", "🐸", "d'été")
+ELLIPSIS = "…"
+SPACE = "Ġ"
+"""How byte-level tokens write it."""
 
 
 class Text(Modality):
@@ -29,6 +33,7 @@ class Text(Modality):
     name: ClassVar[str] = "text"
     extensions: ClassVar[tuple[str, ...]] = ("txt",)
     literal: ClassVar[bool] = True
+    elastic: ClassVar[bool] = True
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"wer", "cer"})
 
     def __init__(self, vocab_size: int = 4096, max_length: int = 128, tokenizer: str | None = None) -> None:
@@ -93,6 +98,45 @@ class Text(Modality):
         """Bytes that are not UTF-8, as a model may produce, become U+FFFD."""
         return self.tokenizer.decode(codes.flatten().tolist())
 
+    def region(self, spec: str, value: str) -> Tensor:
+        """The mask of the characters of ``from:to``, or of words that the text holds, in quotes or not."""
+        start, end = _span(spec, value)
+        mask = torch.zeros(len(value), dtype=torch.bool)
+        mask[start:end] = True
+        return mask
+
+    def extended(self, spec: str, value: str) -> tuple[str, Tensor]:
+        """Longer at its ``start`` or its ``end``: by an ellipsis, in place of which the new text comes."""
+        if spec not in ("start", "end"):
+            raise ValueError(f"{spec!r} is not where a text can go on: give start or end")
+        longer = value + ELLIPSIS if spec == "end" else ELLIPSIS + value
+        mask = torch.zeros(len(longer), dtype=torch.bool)
+        mask[-1 if spec == "end" else 0] = True
+        return longer, mask
+
+    def divided(self, value: str, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes of what stands before, in and behind the mask, each by itself, so that what is kept is whole."""
+        head, middle, tail = _parts(value, mask)
+        before, anew, behind = map(self._encode, (_without_space(head), middle, tail))
+        keep = [True] * len(before) + [False] * len(anew) + [True] * len(behind)
+        return torch.tensor([*before, *anew, *behind]), torch.tensor(keep)
+
+    def first_codes(self, value: str, mask: Tensor) -> Tensor | None:
+        """Those that begin with a space, where one was left to them."""
+        head, _, _ = _parts(value, mask)
+        if head == _without_space(head):
+            return None
+        return torch.tensor(
+            [str(self.tokenizer.id_to_token(code)).startswith(SPACE) for code in range(self.vocab_size)]
+        )
+
+    def paste(self, original: str, edited: str, mask: Tensor) -> str:
+        head, _, tail = _parts(original, mask)
+        before, behind = (unicodedata.normalize("NFC", part) for part in (head, tail))
+        if not edited.startswith(before) or not edited.endswith(behind) or len(edited) < len(before) + len(behind):
+            raise ValueError(f"{edited[:40]!r} does not go on from {before[-40:]!r}")  # a word has grown at its end
+        return head + edited[len(before) : len(edited) - len(behind)] + tail
+
     def fit(self, values: Sequence[str], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
         """Learn merges (there is no step to count and no chance in it)."""
         if not values:
@@ -146,6 +190,33 @@ class Text(Modality):
 
     def example(self, generator: torch.Generator) -> str:
         return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (3,), generator=generator).tolist())
+
+
+def _span(spec: str, text: str) -> tuple[int, int]:
+    """The characters that a spec means: from, and the first one behind."""
+    if span := re.fullmatch(r"(\d*):(\d*)", spec):
+        start, end = int(span[1] or 0), int(span[2] or len(text))
+        if not 0 <= start < end <= len(text):
+            raise ValueError(f"{spec!r} is no span of a text of {len(text)} characters: give from:to")
+        return start, end
+    words = spec[1:-1] if len(spec) > 2 and spec[0] == spec[-1] and spec[0] in "'\"" else spec
+    if not words or words not in text:
+        raise ValueError(f"{spec!r} is not in the text {text[:60]!r}: give words that it holds, or characters from:to")
+    return text.index(words), text.index(words) + len(words)
+
+
+def _parts(text: str, mask: Tensor) -> tuple[str, str, str]:
+    """What stands before, in and behind a mask of one piece."""
+    places = mask.nonzero().flatten().tolist()
+    start, end = places[0], places[-1] + 1
+    if len(places) != end - start:
+        raise ValueError("of a text one span at a time can be made anew: edit in several rounds")
+    return text[:start], text[start:end], text[end:]
+
+
+def _without_space(head: str) -> str:
+    """What stands before a gap, without the one space that in these tokens begins the word behind it."""
+    return head[:-1] if head.endswith(" ") and head.rstrip() == head[:-1] else head
 
 
 class TokenEmbedding(nn.Module):

@@ -282,6 +282,22 @@ def test_condition_dropout_leaves_the_sources_out(datasets):
     assert all(e.sources for e in examples(datasets, condition_dropout=1, train=False)[0])
 
 
+def test_a_share_of_targets_learns_the_other_way_of_decoding(datasets):
+    """And the rest of the data are what they were."""
+    own, other = (examples(datasets, other_decoding=share)[0] for share in (0, 1))
+    masked = {modality.name for modality in toys().values() if modality.decoding == "masked"}
+    for one, turned in zip(own, other):
+        assert (one.target.hidden is not None) == (one.target.modality in masked) != (turned.target.hidden is not None)
+        assert torch.equal(one.target.codes, turned.target.codes) and one.conditions == turned.conditions
+    some = [e.target.hidden is None for e in examples(datasets, other_decoding=0.3)[0] if e.target.modality in masked]
+    assert 0.15 < sum(some) / len(some) < 0.45
+    assert [e.target.hidden is None for e in examples(datasets, other_decoding=1, train=False)[0]] == [
+        e.target.hidden is None for e in own
+    ]
+    with pytest.raises(ValueError, match=r"data\.other_decoding=2 is no share: give 0 to 1"):
+        examples(datasets, other_decoding=2)
+
+
 def test_attribute_dropout_keeps_the_marker_and_at_most_all_attributes_but_the_last(datasets):
     sounds = {"directions": {"*>sound": 1}}
     asked = {e.conditions for e in examples(datasets, attribute_dropout=1, **sounds)[0]}

@@ -214,11 +214,52 @@ def test_what_is_kept_stays_and_only_that(model, target, length):
         assert (answer.codes.tolist(), answer.logprob) == (codes, pytest.approx(total, abs=1e-3))
 
 
-def test_keeping_everything_gives_it_back(model):
+@pytest.mark.parametrize("decoding", ["autoregressive", "masked"])
+def test_keeping_everything_gives_it_back(model, decoding):
     request = kept(of("image")[0], 6)
-    (answer,) = generate(model, toys(), [replace(request, keep=torch.ones(6, dtype=torch.bool))])
+    request = replace(request, keep=torch.ones(6, dtype=torch.bool))
+    (answer,) = generate(model, toys(), [request], Sampling(decoding=decoding))
     assert torch.equal(answer.codes, request.known)
     assert answer.logprob == 0
+
+
+@pytest.mark.parametrize(("target", "length"), [("image", 6), ("sound", 9), ("text", 5)])
+def test_left_to_right_what_is_kept_stays_in_its_place(model, target, length):
+    """And what lies between follows from what lies before it, as the full forward of every token says."""
+    requests = [kept(request, length, seed) for seed, request in enumerate(of(target))]
+    requests = [replace(it, keep=torch.arange(length) != 2) for it in requests]
+    for request, answer in zip(requests, generate(model, toys(), requests, Sampling(decoding="autoregressive"))):
+        logits = full_logits(model, request, request.known[:2], causal=True)[2, :, : toys()[target].vocab_size]
+        expected = request.known.clone()
+        expected[2] = logits.argmax(dim=-1)
+        assert answer.codes.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("target", "decoding"), [("text", None), ("sound", "autoregressive")])
+def test_left_to_right_goes_on_behind_what_is_kept(model, target, decoding):
+    """By at least one token, and as it would have gone on by itself."""
+    free, keep = Sampling(decoding=decoding), torch.tensor([True, True, False])
+    pairs = [pair for pair in zip(of(target), generate(model, toys(), of(target), free)) if len(pair[1].codes) >= 3]
+    assert pairs
+    for request, answer in pairs:
+        (again,) = generate(model, toys(), [replace(request, known=answer.codes[:3], keep=keep)], free)
+        assert torch.equal(again.codes, answer.codes)
+        other = (answer.codes[:3] + 1) % toys()[target].vocab_size
+        (turned,) = generate(model, toys(), [replace(request, known=other, keep=keep)], free)
+        assert torch.equal(turned.codes[:2], other[:2]) and len(turned.codes) >= 3
+
+
+def test_left_to_right_what_comes_first_can_be_limited(model):
+    """Only behind what is kept, and only there."""
+    known, keep = torch.tensor([[3], [4], [0]]), torch.tensor([True, True, False])
+    first = torch.zeros(27, dtype=torch.bool)
+    first[[5, 9]] = True
+    plain = [replace(it, known=known, keep=keep) for it in of("text")]
+    limited = [replace(it, first=first) for it in plain]
+    free, chosen = (generate(model, toys(), some, Sampling(temperature=1.0)) for some in (plain, limited))
+    assert {int(it.codes[2]) for it in chosen} <= {5, 9} and not {int(it.codes[2]) for it in free} <= {5, 9}
+    assert all(it.codes[:2, 0].tolist() == [3, 4] for it in chosen)
+    assert {int(code) for it in chosen for code in it.codes[3:]} - {5, 9}
 
 
 # Both ways
@@ -345,7 +386,11 @@ SOUND = kept(toy_request(["text"], "sound"), 4)
 @pytest.mark.parametrize(
     ("request_", "options", "message"),
     [
-        (IMAGE, {"decoding": "autoregressive"}, "nothing of image can be kept: it is decoded left to right"),
+        (
+            kept(toy_request(["image"], "text"), 6),
+            {"num_beams": 2},
+            "num_beams=2 is not possible where a part of text is kept",
+        ),
         (replace(IMAGE, keep=None), {}, r"known and keep of image are \[T, 1\] and \[T\], not \(6, 1\) and None"),
         (replace(IMAGE, known=None), {}, r"not None and \(6,\)"),
         (replace(IMAGE, known=IMAGE.known[:, 0]), {}, r"not \(6,\) and \(6,\)"),

@@ -122,6 +122,15 @@ def test_bytes_that_cannot_be_read_are_one_clear_line(modality: Modality, data: 
     assert 10 < len(message) < 300 and "\n" not in message
 
 
+def test_a_part_that_there_is_not_is_one_clear_line(modality: Modality) -> None:
+    """Whether a modality has parts that can be edited or not."""
+    for name_part in (modality.region, modality.extended):
+        with pytest.raises(ValueError) as error:
+            name_part("no such part", modality.example(seeded(0)))
+        message = str(error.value)
+        assert 10 < len(message) < 300 and "\n" not in message
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_value_is_a_perfect_prediction_of_itself(modality: Modality, seed: int) -> None:
     value, other = (modality.example(seeded(s)) for s in (seed, seed + len(SEEDS)))

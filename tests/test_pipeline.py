@@ -122,6 +122,32 @@ def test_what_cannot_be_asked_is_said(ax: Pipeline, given: tuple, options: dict,
         ax(*given, **({"to": "text:en"} | options))
 
 
+@pytest.mark.parametrize(
+    ("to", "options", "message"),
+    [
+        (
+            "image",
+            {"decoding": "autoregressive"},
+            "decoding=autoregressive is not possible: this model has learnt image in",
+        ),
+        (
+            "text:en",
+            {"decoding": "masked", "n": 2},
+            "decoding=masked is not possible: this model has learnt text in the",
+        ),
+        ("text:en", {"refine": 2}, r"refine=2 is not possible: .* train it with data.other_decoding=0\.2"),
+    ],
+)
+def test_what_was_not_learnt_is_refused(checkpoint: Path, to: str, options: dict, message: str) -> None:
+    """Unless the checkpoint says that it was, as that of these tests does."""
+    ax = anyxform.load(str(checkpoint), device="cpu")
+    ax("a red disc", to=to, **options)
+    ax.facts["facts"]["other_decoding"] = 0.0
+    with pytest.raises(ValueError, match=message):
+        ax("a red disc", to=to, **options)
+    ax("a red disc", to="image", decoding="masked", refine=1)
+
+
 def test_a_device_that_is_not_there_is_named(run_dir: Path) -> None:
     with pytest.raises(ValueError, match="the device 'gpu' cannot be used"):
         anyxform.load(str(run_dir), device="gpu")

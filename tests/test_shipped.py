@@ -8,7 +8,9 @@ import pytest
 import anyxform
 from anyxform import checkpoint
 from anyxform.dataset import open_datasets
+from anyxform.field import Direction
 from anyxform.pipeline import SHIPPED, Pipeline
+from anyxform.routes import read_table
 from anyxform.selection import choose_items
 
 FOLDER = SHIPPED / "starter"
@@ -34,6 +36,16 @@ def test_its_card_is_of_this_checkpoint(starter: Pipeline) -> None:
     assert all(f"it was trained as `{path.name}` says" in card for path in FOLDER.glob("config-until-*.yaml"))
     assert (FOLDER / "training.svg").is_file() and (FOLDER / "config.yaml").is_file()
     assert json.loads((FOLDER / "metrics.jsonl").read_text().splitlines()[-1])["step"] == facts["steps"]
+
+
+def test_it_knows_which_ways_were_measured(starter: Pipeline) -> None:
+    """Every direction of its table can be asked for, by the way that via=auto chooses."""
+    for row in read_table(FOLDER):
+        direction = Direction.parse(row["direction"])
+        starter.field(str(direction.target))
+        chosen = starter.route(direction, "auto")
+        assert chosen is None or f"via {chosen}" in row["systems"]
+    assert any(len(row["systems"]) > 1 for row in read_table(FOLDER))
 
 
 @pytest.mark.skipif(not (ROOT / "stats.json").exists(), reason="needs the starter dataset")

@@ -38,6 +38,7 @@ tokens_per_row: 192
 pool: 16
 num_workers: 0
 max_broken: 0.01
+other_decoding: 0.1
 """,
     "suite/tiny.yaml": """
 captions: {split: instance, directions: ["image>text:*"], limit: 3}

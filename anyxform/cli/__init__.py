@@ -9,6 +9,7 @@ from anyxform.field import did_you_mean
 
 COMMANDS = {  # name: (module:function, what it is for)
     "run": ("run:main", "convert files or texts: anyxform run cat.png --to text:fr"),
+    "edit": ("edit:main", "make a part anew, keep the rest: anyxform edit fish.png --redo 0,0,64,32"),
     "train": ("train:main", "train a model: anyxform train experiment=starter train.steps=1000"),
     "eval": ("eval:main", "judge a model in every direction: anyxform eval runs/starter split=test"),
     "tokenizer": (

@@ -133,7 +133,7 @@ class Data:
             for n, c in config["datasets"].items()
             if n in datasets and c.get("weight") is not None
         }
-        options = ("tokens_per_row", "pool", "max_broken", "condition_dropout", "attribute_dropout")
+        options = ("tokens_per_row", "pool", "max_broken", "condition_dropout", "attribute_dropout", "other_decoding")
         return Rows(
             datasets,
             modalities,

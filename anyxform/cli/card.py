@@ -1,4 +1,4 @@
-"""`anyxform card CHECKPOINT`: a model card from what was recorded."""
+"""`anyxform card CHECKPOINT`: a model card from what was recorded, and the evaluation table that via=auto reads."""
 
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from anyxform.card import model_card
-    from anyxform.checkpoint import find
+    from anyxform.checkpoint import find, write_json
     from anyxform.curve import training_curve
     from anyxform.progress import read_journal
+    from anyxform.routes import FILE, table
 
     folder = find(options.checkpoint).resolve()
     run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
@@ -40,16 +41,19 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"there is no folder {str(out.parent)!r} to write {out.name} into: make it first")
     journal = read_journal(run / "metrics.jsonl")
     curve = training_curve(journal)
+    reports = [_report(path) for given in options.report for path in _reports(given)]
     text = model_card(
         options.title or run.name,
         _config(folder / "config.json"),
         journal=journal,
         curve=CURVE if curve else "",
         earlier=sorted(path.name for path in run.glob("config-until-*.yaml")),
-        reports=[_report(path) for given in options.report for path in _reports(given)],
+        reports=reports,
         licences=options.licences.read_text(encoding="utf-8") if options.licences else "",
     )
     out.write_text(text, encoding="utf-8")
+    if reports:
+        write_json(folder / FILE, table(reports))
     if curve:
         (out.parent / CURVE).write_text(curve, encoding="utf-8")
     print(out)

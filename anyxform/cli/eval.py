@@ -23,9 +23,9 @@ from anyxform.statistics import Interval
 
 CHOICE = ("split", "datasets", "directions", "hold_out", "limit", "via")
 """What says on what a model is judged."""
-OWN = (*CHOICE, "sampling", "baselines")
+OWN = (*CHOICE, "sampling", "baselines", "candidates", "rank")
 """What a part of a suite may have of its own."""
-SETTINGS = ("checkpoint", "part", *CHOICE, "sampling", "seed")
+SETTINGS = ("checkpoint", "part", *CHOICE, "sampling", "seed", "candidates", "rank")
 Say = Callable[[str], None]
 Config = dict[str, Any]
 
@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> int:
             chosen[name].items,
             known if part["baselines"] else None,
             via=part["via"],
+            candidates=part["candidates"],
+            rank=part["rank"],
             options=part["sampling"],
             judges=part["judges"],
             batch_size=part["batch_size"],

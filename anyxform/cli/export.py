@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
 
     from anyxform import checkpoint
     from anyxform.progress import read_journal, thinned
+    from anyxform.routes import FILE
 
     if options.out.exists():
         raise ValueError(f"there is {str(options.out)!r} already: give a folder that is not there yet")
@@ -39,6 +40,8 @@ def main(arguments: list[str]) -> int:
         checkpoint.write(folder, checkpoint.contents(model, modalities, dtype=dtype, **own))
         for path in sorted(run.glob("config*.yaml")):
             (folder / path.name).write_bytes(path.read_bytes())
+        if (source / FILE).is_file():
+            (folder / FILE).write_bytes((source / FILE).read_bytes())
         if journal:
             text = "".join(json.dumps(line) + "\n" for line in thinned(journal, POINTS))
             (folder / "metrics.jsonl").write_text(text, encoding="utf-8")

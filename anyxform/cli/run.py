@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from anyxform.cli.arguments import Parser
 
 if TYPE_CHECKING:
-    from anyxform.field import Field
+    from anyxform.candidates import Rank
+    from anyxform.field import Direction, Field
+    from anyxform.generate import Request
     from anyxform.modality import Modality
     from anyxform.pipeline import Pipeline
 
@@ -47,6 +49,25 @@ def parser() -> Parser:
     it.add_argument("--device", help="cpu, cuda, …")
     it.add_argument("--batch-size", type=int, default=64)
     it.add_argument("--seed", type=int, default=0, help="of the first input; each further one has the next")
+    it.add_argument(
+        "--via", metavar="FIELD", help="go by way of a field; auto: if the evaluation table says it is better"
+    )
+    add_candidates(it)
+    add_generation(it)
+    return it
+
+
+def add_candidates(it: Parser) -> None:
+    """Options of how many answers are drawn, and which one is taken."""
+    it.add_argument("-n", type=int, default=1, metavar="N", help="draw N candidates and take the best (default: 1)")
+    it.add_argument(
+        "--rank", choices=["back", "own", "both"], default="back",
+        help="by the likelihood of the way back, of the answer, or of both (default: back)",
+    )  # fmt: skip
+
+
+def add_generation(it: Parser) -> None:
+    """Options that have the names of `anyxform.sampling.Sampling`."""
     generation = it.add_argument_group("generation", argument_default=argparse.SUPPRESS)
     generation.add_argument("--temperature", type=float, help="0 takes the likeliest")
     generation.add_argument("--top-k", type=int)
@@ -57,9 +78,9 @@ def parser() -> Parser:
     generation.add_argument("--steps", type=int, help="of masked refinement")
     generation.add_argument("--choice-temperature", type=float, help="of masked refinement")
     generation.add_argument("--guidance", type=float, help="1 is none")
+    generation.add_argument("--refine", type=int, metavar="ROUNDS", help="redo the least certain tokens of a text")
     generation.add_argument("--decoding", choices=["autoregressive", "masked"], help="other than the modality's own")
     generation.add_argument("--length", type=int, help="tokens of the result")
-    return it
 
 
 def main(arguments: list[str]) -> int:
@@ -82,9 +103,9 @@ def main(arguments: list[str]) -> int:
     with Writer(options.out, modality, str(target), inputs, options.others) as writer:
         for start in range(0, len(inputs), options.batch_size):
             chunk = inputs[start : start + options.batch_size]
-            results = _convert(
-                pipeline, chunk, others, target, options.origin, {**chosen, "seed": options.seed + start}
-            )
+            asked = {**chosen, "seed": options.seed + start}
+            choice = {"via": options.via, "n": options.n, "rank": options.rank}
+            results = _convert(pipeline, chunk, others, target, options.origin, asked, **choice)
             for given, result in zip(chunk, results):
                 if isinstance(result, Failure) and len(inputs) == 1 and writer.lines is None:
                     raise ValueError(result.reason)
@@ -109,30 +130,76 @@ def _convert(
     target: "Field",
     origin: str | None,
     options: dict[str, Any],
+    *,
+    via: str | None = None,
+    n: int = 1,
+    rank: "Rank" = "back",
 ) -> list[Any]:
     """A value or a `Failure` for each input."""
     from anyxform.field import Direction, Field
 
-    requests, results = {}, dict[int, Any]()
+    asked, results = dict[int, tuple[Direction, Sequence[Any]]](), dict[int, Any]()
     for number, given in enumerate(inputs):
         try:
             sources = [pipeline.read((origin, given) if origin else given), *others]
             direction = Direction(tuple(Field(name) for name, _ in sources), target)
-            request = pipeline.request(direction, [value for _, value in sources])
-            requests[number] = replace(request, seed=options["seed"] + number)  # whatever becomes of the others
+            asked[number] = direction, [value for _, value in sources]
         except (ValueError, OSError) as error:
-            results[number] = Failure(" ".join(str(error).split()))
-    results |= dict(zip(requests, pipeline.respond(list(requests.values()), batch_size=len(inputs), **options)))
+            results[number] = _failure(error)
+    size = len(inputs)
+    if via is not None:
+        _requests(pipeline, asked, results, options["seed"])  # only what can be read goes on
+        directions, values = [it for it, _ in asked.values()], [it for _, it in asked.values()]
+        routes = [pipeline.route(direction, via) for direction in directions]
+        seeds = [options["seed"] + number for number in asked]
+        asked = dict(zip(asked, zip(*pipeline.onward(directions, values, routes, seeds=seeds, batch_size=size))))
+    requests = _requests(pipeline, asked, results, options["seed"])
+    if n == 1:
+        found = pipeline.respond(list(requests.values()), batch_size=size, **options)
+    else:
+        ranked = pipeline.ranked(
+            [direction for direction, _ in asked.values()],
+            [values for _, values in asked.values()],
+            requests=list(requests.values()),
+            n=n,
+            rank=rank,
+            batch_size=size,
+            **options,
+        )
+        found = [candidates[0].value for candidates in ranked]
+    results |= dict(zip(requests, found))
     return [results[number] for number in range(len(inputs))]
+
+
+def _requests(
+    pipeline: "Pipeline",
+    asked: dict[int, tuple["Direction", Sequence[Any]]],
+    results: dict[int, Any],
+    seed: int,
+) -> dict[int, "Request"]:
+    """Requests for what is asked, each with its own seed; what cannot be asked becomes a `Failure`."""
+    requests = {}
+    for number, (direction, values) in list(asked.items()):
+        try:
+            request = pipeline.request(direction, values)
+            requests[number] = replace(request, seed=seed + number)  # whatever becomes of the others
+        except ValueError as error:
+            results[number] = _failure(error)
+            del asked[number]
+    return requests
+
+
+def _failure(error: Exception) -> Failure:
+    return Failure(" ".join(str(error).split()))
 
 
 def expand(inputs: Sequence[str]) -> Iterator[str]:
     """Inputs with globs replaced by the files that fit; ValueError: a folder, or a glob that fits none."""
     for given in inputs:
-        if _there(given, Path.is_dir):
+        if there(given, Path.is_dir):
             raise ValueError(f"{given} is a folder: for all files in it, give '{given.rstrip('/')}/**'")
         magic = re.search(r"[*?\[]", given)
-        if magic is None or _there(given, Path.exists):
+        if magic is None or there(given, Path.exists):
             yield given
             continue
         found = sorted(path for path in glob.glob(given, recursive=True) if Path(path).is_file())
@@ -144,10 +211,11 @@ def expand(inputs: Sequence[str]) -> Iterator[str]:
 def _meant_as_glob(given: str, magic: int) -> bool:
     """Whether what fits no file was not meant as a text: one word with * or /, or in a folder that there is."""
     one_word = not re.search(r"\s", given) and ("*" in given or "/" in given)
-    return one_word or _there(given[:magic].rpartition("/")[0], Path.is_dir)
+    return one_word or there(given[:magic].rpartition("/")[0], Path.is_dir)
 
 
-def _there(given: str, test: Callable[[Path], bool]) -> bool:
+def there(given: str, test: Callable[[Path], bool]) -> bool:
+    """Whether a path passes a test such as `Path.is_file`; what is too long for a path does not."""
     try:
         return bool(given) and test(Path(given))
     except OSError:  # longer than a path may be: a text
@@ -162,7 +230,7 @@ class Writer:
     ) -> None:
         self.out, self.modality, self.to, self.several = out, modality, to, len(inputs) > 1
         self.ending = modality.extensions[0] if modality.extensions else "bin"
-        self.sources = {Path(it).resolve() for it in (*inputs, *others) if _there(it, Path.is_file)}
+        self.sources = {Path(it).resolve() for it in (*inputs, *others) if there(it, Path.is_file)}
         self.lines: TextIO | None = None
         self.count = 0
         self.file: Path | None = None  # the one file that the user names
@@ -217,15 +285,19 @@ class Writer:
         self.lines.write(json.dumps({"source": given, "to": self.to, **answer}, ensure_ascii=False) + "\n")
         self.lines.flush()
 
+    def place(self, given: str) -> Path:
+        """Where the next result goes."""
+        return self.file or self._path(given)
+
     def _save(self, given: str, result: Any) -> Path:
-        path = self.file or self._path(given)
+        path = self.place(given)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.modality.save(result))
         return path
 
     def _path(self, given: str) -> Path:
         """Named like the input. No source is overwritten, and in the current folder, which nobody named, nothing is."""
-        name = Path(given).stem if _there(given, Path.is_file) else given
+        name = Path(given).stem if there(given, Path.is_file) else given
         slug = re.sub(r"[^\w-]+", "-", name).strip("-")[:40] or "result"
         stem = f"{self.count:04d}-{slug}" if self.several else slug
         path, number = self.folder / f"{stem}.{self.ending}", 1

@@ -10,7 +10,7 @@ import torchaudio.functional as AF
 from torch import Tensor, nn
 
 from anyxform.modality import Modality, Score
-from modalities.audio import judge, spectrogram, waveform
+from modalities.audio import judge, region, spectrogram, waveform
 from modalities.audio.augment import augment
 from modalities.audio.waveform import SAMPLE_RATE, Waveform
 
@@ -90,6 +90,21 @@ class Audio(Modality):
     def from_codes(self, codes: Tensor) -> Waveform:
         frames = self.tokenizer.decode(codes.reshape(1, -1, self.num_codebooks))[0]
         return Waveform(VOCODERS[self.vocoder](frames))
+
+    def region(self, spec: str, value: Waveform) -> Tensor:
+        """The mask of the samples of ``from:to`` in seconds, such as ``0:1.5``."""
+        return region.named(spec, value)
+
+    def extended(self, spec: str, value: Waveform) -> tuple[Waveform, Tensor]:
+        """Longer by ``after`` or ``before,after`` seconds."""
+        return region.extended(spec, value)
+
+    def divided(self, value: Waveform, mask: Tensor) -> tuple[Tensor, Tensor]:
+        codes = self.codes(self.preprocess(value))
+        return codes, ~region.touched(mask, value.sample_rate, STRIDE, len(codes))
+
+    def paste(self, original: Waveform, edited: Waveform, mask: Tensor) -> Waveform:
+        return region.paste(original, edited, mask)
 
     def fit(self, values: Sequence[Waveform], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
         from modalities.audio.tokenizer import train

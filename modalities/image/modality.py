@@ -10,7 +10,7 @@ from PIL.Image import new
 from torch import Tensor, nn
 
 from anyxform.modality import Modality, Score
-from modalities.image import judge, pixels
+from modalities.image import judge, pixels, region
 from modalities.image.augment import augment
 from modalities.image.quality import psnr, ssim
 
@@ -112,6 +112,20 @@ class Image(Modality):
 
     def from_codes(self, codes: Tensor) -> Picture:
         return pixels.to_picture(self.tokenizer.decode(codes.reshape(1, -1, self.num_codebooks))[0])
+
+    def region(self, spec: str, value: Picture) -> Tensor:
+        """The mask ``[H, W]`` of ``x0,y0,x1,y1`` in pixels, or of a file that is white there."""
+        return region.named(spec, value)
+
+    def extended(self, spec: str, value: Picture) -> tuple[Picture, Tensor]:
+        """Larger by ``left,top,right,bottom`` pixels."""
+        return region.extended(spec, value.convert("RGB"))
+
+    def divided(self, value: Picture, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.codes(self.preprocess(value)), ~region.touched(mask, self.size, self.code_grid)
+
+    def paste(self, original: Picture, edited: Picture, mask: Tensor) -> Picture:
+        return region.paste(original.convert("RGB"), edited, mask)
 
     def fit(self, values: Sequence[Picture], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
         from modalities.image.tokenizer import train

@@ -19,6 +19,8 @@ MAX_PIXELS = 2**26
 """Pictures of more than 67 megapixels are refused: a small file can unpack into all of the memory."""
 
 RGB = tuple[int, int, int]
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom."""
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 """What PIL's decoders raise on damaged bytes."""
 
@@ -64,14 +66,21 @@ def square(picture: Picture, size: int) -> Picture:
     """Scaled to fit into `size` by `size`, and padded with the colour of its own border where it is not square."""
     if picture.size == (size, size):
         return picture
-    scale = size / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    small = picture.resize((width, height), PIL.Image.Resampling.LANCZOS)
+    left, top, right, bottom = place(picture.size, size)
+    small = picture.resize((right - left, bottom - top), PIL.Image.Resampling.LANCZOS)
     if small.size == (size, size):
         return small
     canvas = PIL.Image.new("RGB", (size, size), border_colour(small))
-    canvas.paste(small, ((size - width) // 2, (size - height) // 2))
+    canvas.paste(small, (left, top))
     return canvas
+
+
+def place(sides: tuple[int, int], size: int) -> Box:
+    """Where a picture of these sides comes to lie in a square of `size`: left, top, right, bottom."""
+    scale = size / max(sides)
+    width, height = (max(1, round(side * scale)) for side in sides)
+    left, top = (size - width) // 2, (size - height) // 2
+    return left, top, left + width, top + height
 
 
 def border_colour(picture: Picture) -> RGB:

@@ -1,0 +1,73 @@
+"""Refining drafts: what was decoded left to right is read from both sides, and its least certain tokens are redone.
+
+As masked language models decode (mask-predict, arXiv 1904.09324), with a left-to-right draft to begin with. A redone
+answer is taken where the model, reading it left to right, holds it to be likelier than the one before: so that no round
+makes an answer worse by the model's own measure. Letters: T tokens, K codebooks.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from anyxform.generate import Generated, Request, generate
+from anyxform.likelihood import likelihoods, token_likelihoods
+from anyxform.modality import Modality
+from anyxform.model import Transformer
+from anyxform.sampling import Sampling
+
+SHARE = 0.5
+"""Of the tokens that the first round hides; later ones hide fewer."""
+
+
+def generate_refined(
+    model: Transformer,
+    modalities: Mapping[str, Modality],
+    requests: Sequence[Request],
+    options: Sampling,
+    *,
+    batch_size: int = 64,
+) -> list[Generated]:
+    """`generate`, and then `options.refine` rounds over what was decoded left to right.
+
+    A refined answer's `logprob` is that of all of it, its end included. A model that has not learnt both ways of
+    decoding (``data.other_decoding``) redoes tokens at random, which is next to never likelier.
+    """
+    answers = generate(model, modalities, requests, options, batch_size=batch_size)
+    chosen = [
+        number
+        for number, request in enumerate(requests)
+        if (options.decoding or modalities[request.target.modality].decoding) == "autoregressive"
+    ]
+    if not options.refine or not chosen:
+        return answers
+    asked, codes = [requests[number] for number in chosen], [answers[number].codes for number in chosen]
+    redone = replace(options, decoding="masked", length=None, num_beams=1, temperature=options.temperature or 0.0)
+    scores = likelihoods(model, modalities, asked, codes, decoding="autoregressive")
+    for round in range(options.refine):
+        share = SHARE * (1 - round / options.refine)
+        certainties = token_likelihoods(model, modalities, asked, codes)
+        keeps = [_keep(it, len(own), share, request) for it, own, request in zip(certainties, codes, asked)]
+        again = [replace(it, known=own, keep=keep) for it, own, keep in zip(asked, codes, keeps)]
+        found = [it.codes for it in generate(model, modalities, again, redone, batch_size=batch_size)]
+        new = likelihoods(model, modalities, asked, found, decoding="autoregressive")
+        better = [one > other for one, other in zip(new, scores)]
+        codes = [one if take else other for take, one, other in zip(better, found, codes)]
+        scores = [max(pair) for pair in zip(new, scores)]
+    for number, own, score in zip(chosen, codes, scores):
+        answers[number] = Generated(own, score)
+    return answers
+
+
+def _keep(certainty: Tensor, length: int, share: float, request: Request) -> Tensor:
+    """Which tokens ``[T]`` stay: all but a share, the least certain, of those that the request does not keep itself."""
+    certainty, given = certainty[:length].clone(), torch.zeros(length, dtype=torch.bool)
+    if request.keep is not None:
+        given[: len(request.keep)] = request.keep
+    count = math.ceil(share * int((~given).sum()))
+    order = certainty.masked_fill(given, math.inf).argsort()
+    keep = torch.ones(length, dtype=torch.bool)
+    keep[order[:count]] = False
+    return keep
