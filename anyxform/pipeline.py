@@ -14,6 +14,7 @@ from anyxform import checkpoint
 from anyxform.data import source
 from anyxform.field import Direction, Field, did_you_mean
 from anyxform.generate import Request, generate
+from anyxform.long import Job, Made, Segment, cut, perform
 from anyxform.modality import Modality
 from anyxform.model import Transformer
 from anyxform.sampling import Sampling
@@ -47,15 +48,24 @@ class Pipeline:
         """Convert what is given, one source or several together, to a value of the field `to` (``text:fr``).
 
         A source is the path of a file, whose ending says its modality; a text; or anything beside its modality's name:
-        ``("image", "photo.dat")``, ``("image", picture)``, a file's bytes. `options` are those of
-        `anyxform.sampling.Sampling`. A ValueError says what cannot be read or asked for.
+        ``("image", "photo.dat")``, ``("image", picture)``, a file's bytes. One of the sources may be of any length, if
+        its modality can be cut and the target's joined. `options` are those of `anyxform.sampling.Sampling`. A
+        ValueError says what cannot be read or asked for.
         """
+        return self._made(given, to, options).value
+
+    def segments(self, *given: Any, to: str, **options: Any) -> list[Segment]:
+        """The same piece by piece, each with its span in the source: seconds of a recording, characters of a text."""
+        return self._made(given, to, options).segments
+
+    def _made(self, given: Sequence[Any], to: str, options: Mapping[str, Any]) -> Made:
         if not given:
             raise ValueError("there is nothing to convert: give a file, a text or a value")
         target = self.field(to)
         sources = [self.read(it) for it in given]
         direction = Direction(tuple(Field(name) for name, _ in sources), target)
-        return self.answer([direction], [[value for _, value in sources]], **options)[0]
+        sampling = sampling_of(options)
+        return self.perform([self.job(direction, [value for _, value in sources], sampling.seed)], **options)[0]
 
     def field(self, name: str) -> Field:
         """The target that a user asks for; a ValueError names what the model has instead."""
@@ -130,6 +140,14 @@ class Pipeline:
         pairs = zip(direction.sources, values, strict=True)
         sources = tuple(source(self.modalities[field.modality], value) for field, value in pairs)
         return Request(sources, direction.target)
+
+    def job(self, direction: Direction, values: Sequence[Any], seed: int = 0) -> Job:
+        """Requests for the target of a direction, given its sources' values, of which one may be of any length."""
+        return cut(self.modalities, direction, values, self.request, seed)
+
+    def perform(self, jobs: Sequence[Job], *, batch_size: int = 64, **options: Any) -> list[Made]:
+        """What is made of each job; pieces of all are batched. `options` as for `respond`, seeds those of the jobs."""
+        return perform(self.model, self.modalities, jobs, sampling_of(options), batch_size)
 
     def respond(self, requests: Sequence[Request], *, batch_size: int = 64, **options: Any) -> list[Any]:
         """One value for each request, in batches of mixed directions; each has the next seed."""

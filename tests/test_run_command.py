@@ -168,7 +168,8 @@ def bad_files(here: Path) -> None:
     Path("text.png").write_text("no picture")
     Path("empty.wav").write_bytes(write(Waveform(torch.zeros(0))))
     Path("nothing.wav").write_bytes(b"")
-    Path("long.wav").write_bytes(write(Waveform(torch.zeros(32_000))))
+    Path("long.wav").write_bytes(write(Waveform(0.1 * torch.ones(32_000))))
+    Path("silent.wav").write_bytes(write(Waveform(torch.zeros(32_000))))
     Path("data.xyz").write_bytes(b"123")
     Path("latin.txt").write_bytes("été".encode("latin-1"))
     Path("folder").mkdir()
@@ -184,7 +185,8 @@ def bad_files(here: Path) -> None:
         (["text.png"], "text.png: the picture is none of PNG, JPEG"),
         (["empty.wav"], "empty.wav: the recording lasts 0 s, and at least 0.03 s are needed"),
         (["nothing.wav"], "nothing.wav: not a recording that can be read"),
-        (["long.wav"], "the recording lasts 2.0 s, longer than max_seconds=0.5: cut it"),
+        (["long.wav", "--to", "image"], "the recording lasts 2.0 s, longer than max_seconds=0.5: cut it"),
+        (["silent.wav", "--to", "image"], "the source says nothing (it is silent, say) of which image could be made"),
         (["latin.txt"], "latin.txt: the text is not UTF-8"),
         (["data.xyz"], "data.xyz: the model reads .aac, .bmp, .flac"),
         (["data.xyz"], "convert it, or say what it is by --from MODALITY"),
@@ -194,8 +196,9 @@ def bad_files(here: Path) -> None:
         (["folder"], "folder is a folder: for all files in it, give 'folder/**'"),
         (["folder/**"], "no file fits 'folder/**'"),
         ([""], "the text is empty"),
-        (["word " * 20_000], "tokens, more than max_length=24: split it"),
-        (["x" * 100_000], "tokens, more than max_length=24: split it"),
+        (["word " * 20_000, "--to", "image"], "tokens, more than max_length=24: split it"),
+        (["x" * 100_000, "--to", "image"], "tokens, more than max_length=24: split it"),
+        (["word " * 20, "--with", "long.wav"], "several sources (text, audio) are longer than the model reads"),
         (["disc.png", "--with", "missing.wav"], "there is no file 'missing.wav'"),
         (["disc.png", "--to", "smell"], "this model makes no 'smell': known: audio, image, text"),
         (["disc.png", "--to", "imgae"], "this model makes no 'imgae': did you mean 'image'?"),

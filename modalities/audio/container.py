@@ -24,7 +24,7 @@ def fits(data: bytes) -> bool:
 def decode(data: bytes) -> tuple[int, Iterator[Tensor]]:
     """The first sound of a container: its rate in Hz, and mono samples ``[n]`` (float32) frame by frame.
 
-    ValueError, here or while it is read: PyAV is not installed, or the container is damaged, cut short or without sound.
+    ValueError, here or while it is read: PyAV is not installed, the container is damaged, cut short or has no sound.
     """
     try:
         import av

@@ -44,7 +44,9 @@ def read(data: bytes) -> Waveform:
     rate, blocks = container.decode(data) if container.fits(data) else _decode(data)
     samples = _joined(resampled(blocks, rate))
     if len(samples) < SHORTEST * SAMPLE_RATE:
-        raise ValueError(f"the recording lasts {len(samples) / SAMPLE_RATE:.4g} s, and at least {SHORTEST} s are needed")
+        raise ValueError(
+            f"the recording lasts {len(samples) / SAMPLE_RATE:.4g} s, and at least {SHORTEST} s are needed"
+        )
     if not samples.isfinite().all():
         raise ValueError("the recording holds samples that are not finite: export it again")
     return Waveform(samples)

@@ -5,6 +5,7 @@ energy alone decides, so steady noise above that is not told from speech.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -85,7 +86,8 @@ def utterances(runs: list[Run]) -> list[list[Run]]:
 def _cut(utterance: list[Run], most: int, shared: int) -> list[Run]:
     """An utterance as spans of at most `most` frames: cut in its longest silences, else `shared` frames overlap."""
     start, end = utterance[0][0], utterance[-1][1]
-    silences = [(one[1], other[0]) for one, other in zip(utterance, utterance[1:]) if other[0] - one[1] >= BREATH / FRAME]
+    gaps = [(sooner[1], later[0]) for sooner, later in pairwise(utterance)]
+    silences = [gap for gap in gaps if gap[1] - gap[0] >= BREATH / FRAME]
     spans = []
     while end - start > most:
         near = [silence for silence in silences if start + most // 3 <= silence[0] <= start + most]
@@ -100,10 +102,12 @@ def _cut(utterance: list[Run], most: int, shared: int) -> list[Run]:
 
 def _padded(spans: list[Run], padding: int, size: int, length: int) -> list[Window]:
     """Spans of frames as windows of samples, with some of the silence beside them, and parted where they overlap."""
-    found, total = [], -(-length // size)
-    befores = [spans[0][0] * 2 if spans else 0, *(later[0] - sooner[1] for sooner, later in zip(spans, spans[1:]))]
-    afters = [*befores[1:], (total - spans[-1][1]) * 2 if spans else 0]
-    for (first, last), before, after in zip(spans, befores, afters):
+    if not spans:
+        return []
+    between = [later[0] - sooner[1] for sooner, later in pairwise(spans)]  # below 0 where they overlap
+    edges = [2 * spans[0][0], *between, 2 * (-(-length // size) - spans[-1][1])]
+    found = []
+    for (first, last), (before, after) in zip(spans, pairwise(edges)):
         start, end = first + max(0, -before) // 2, last - (max(0, -after) + 1) // 2
         first, last = first - min(padding, max(0, before) // 2), last + min(padding, max(0, after) // 2)
         bounds = [min(frame * size, length) for frame in (first, last, start, end)]
