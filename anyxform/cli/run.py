@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,6 +14,7 @@ from anyxform.cli.arguments import Parser
 
 if TYPE_CHECKING:
     from anyxform.field import Field
+    from anyxform.long import Job, Made
     from anyxform.modality import Modality
     from anyxform.pipeline import Pipeline
 
@@ -22,6 +23,7 @@ EPILOG = """examples:
   anyxform run "a red fish" --to image -o fish.png
   anyxform run hello.flac --to text
   anyxform run 'folder/**' --to text -o out.jsonl
+  anyxform run talk.mp3 --to text -o talk.srt
 """
 
 
@@ -40,6 +42,9 @@ def parser() -> Parser:
         "--with", dest="others", action="append", default=[], metavar="INPUT", help="a further source of every input"
     )
     it.add_argument("-o", "--out", type=Path, help="a file, a folder, or a .jsonl with one line for each input")
+    it.add_argument(
+        "-f", "--format", choices=["txt", "srt", "vtt", "json"], help="of texts; without it, as -o ends (default: txt)"
+    )
     it.add_argument("--checkpoint", default="starter", help="a run or checkpoint (default: starter, the shipped one)")
     it.add_argument(
         "--from", dest="origin", metavar="MODALITY", help="what the inputs are, if their endings do not say"
@@ -79,12 +84,11 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"--from {options.origin}: the model reads {', '.join(pipeline.modalities)}")
     others = [pipeline.read(it) for it in options.others]
     modality, failed = pipeline.modalities[target.modality], 0
-    with Writer(options.out, modality, str(target), inputs, options.others) as writer:
+    with Writer(options.out, modality, str(target), inputs, options.others, options.format) as writer:
         for start in range(0, len(inputs), options.batch_size):
             chunk = inputs[start : start + options.batch_size]
-            results = _convert(
-                pipeline, chunk, others, target, options.origin, {**chosen, "seed": options.seed + start}
-            )
+            jobs = _jobs(pipeline, chunk, others, target, options.origin, options.seed + start, writer.format)
+            results = _results(pipeline, jobs, {**chosen, "batch_size": options.batch_size})
             for given, result in zip(chunk, results):
                 if isinstance(result, Failure) and len(inputs) == 1 and writer.lines is None:
                     raise ValueError(result.reason)
@@ -102,28 +106,35 @@ class Failure:
     reason: str
 
 
-def _convert(
+def _jobs(
     pipeline: "Pipeline",
     inputs: Sequence[str],
     others: Sequence[tuple[str, Any]],
     target: "Field",
     origin: str | None,
-    options: dict[str, Any],
-) -> list[Any]:
-    """A value or a `Failure` for each input."""
+    seed: int,
+    form: str | None,
+) -> "list[Job | Failure]":
+    """What is to be done for each input; whatever becomes of the others, its seed is that of its number."""
     from anyxform.field import Direction, Field
+    from anyxform.subtitles import check
 
-    requests, results = {}, dict[int, Any]()
+    jobs: list[Job | Failure] = []
     for number, given in enumerate(inputs):
         try:
             sources = [pipeline.read((origin, given) if origin else given), *others]
             direction = Direction(tuple(Field(name) for name, _ in sources), target)
-            request = pipeline.request(direction, [value for _, value in sources])
-            requests[number] = replace(request, seed=options["seed"] + number)  # whatever becomes of the others
+            jobs.append(pipeline.job(direction, [value for _, value in sources], seed + number))
+            check(form, jobs[-1])
         except (ValueError, OSError) as error:
-            results[number] = Failure(" ".join(str(error).split()))
-    results |= dict(zip(requests, pipeline.respond(list(requests.values()), batch_size=len(inputs), **options)))
-    return [results[number] for number in range(len(inputs))]
+            jobs[number:] = [Failure(" ".join(str(error).split()))]
+    return jobs
+
+
+def _results(pipeline: "Pipeline", jobs: "Sequence[Job | Failure]", options: dict[str, Any]) -> "list[Made | Failure]":
+    """What was made of each job, failures in their places."""
+    made = iter(pipeline.perform([job for job in jobs if not isinstance(job, Failure)], **options))
+    return [job if isinstance(job, Failure) else next(made) for job in jobs]
 
 
 def expand(inputs: Sequence[str]) -> Iterator[str]:
@@ -158,10 +169,17 @@ class Writer:
     """Puts results where the user wants them: on the screen, into a file, a folder, or lines of JSON."""
 
     def __init__(
-        self, out: Path | None, modality: "Modality", to: str, inputs: Sequence[str], others: Sequence[str] = ()
+        self,
+        out: Path | None,
+        modality: "Modality",
+        to: str,
+        inputs: Sequence[str],
+        others: Sequence[str] = (),
+        form: str | None = None,
     ) -> None:
         self.out, self.modality, self.to, self.several = out, modality, to, len(inputs) > 1
-        self.ending = modality.extensions[0] if modality.extensions else "bin"
+        self.format = _format(form, out, modality)
+        self.ending = self.format or (modality.extensions[0] if modality.extensions else "bin")
         self.sources = {Path(it).resolve() for it in (*inputs, *others) if _there(it, Path.is_file)}
         self.lines: TextIO | None = None
         self.count = 0
@@ -193,7 +211,7 @@ class Writer:
         if self.lines is not None:
             self.lines.close()
 
-    def write(self, given: str, result: Any) -> None:
+    def write(self, given: str, result: "Made | Failure") -> None:
         """Write the next result, or say why there is none."""
         self.count += 1
         if self.lines is not None:
@@ -201,27 +219,36 @@ class Writer:
         elif isinstance(result, Failure):
             where = "" if given in result.reason else f"{given[:60]!r}: "
             print(f"anyxform: error: {where}{result.reason}", file=sys.stderr)
-        elif self.out is None and self.modality.literal:
-            print(f"{given}\t{result}" if self.several else result)
+        elif self.out is None and self.modality.literal and not (self.format and self.several):
+            text = self._content(result).decode(errors="replace").rstrip("\n")
+            print(f"{given}\t{text}" if self.several else text)
         else:
             print(self._save(given, result))
 
-    def _line(self, given: str, result: Any) -> None:
+    def _line(self, given: str, result: "Made | Failure") -> None:
         assert self.lines is not None
         if isinstance(result, Failure):
-            answer = {"error": result.reason}
+            answer: dict[str, Any] = {"error": result.reason}
+        elif self.format == "json":
+            answer = json.loads(self._content(result))
         elif self.modality.literal:
-            answer = {self.modality.name: result}
+            answer = {self.modality.name: result.value}
         else:
             answer = {"path": str(self._save(given, result))}
         self.lines.write(json.dumps({"source": given, "to": self.to, **answer}, ensure_ascii=False) + "\n")
         self.lines.flush()
 
-    def _save(self, given: str, result: Any) -> Path:
+    def _save(self, given: str, made: "Made") -> Path:
         path = self.file or self._path(given)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.modality.save(result))
+        path.write_bytes(self._content(made))
         return path
+
+    def _content(self, made: "Made") -> bytes:
+        """The bytes of a file."""
+        from anyxform.subtitles import FORMATS
+
+        return FORMATS[self.format](made).encode() if self.format else self.modality.save(made.value)
 
     def _path(self, given: str) -> Path:
         """Named like the input. No source is overwritten, and in the current folder, which nobody named, nothing is."""
@@ -233,3 +260,19 @@ class Writer:
             number += 1
             path = self.folder / f"{stem}-{number}.{self.ending}"
         return path
+
+
+def _format(form: str | None, out: Path | None, modality: "Modality") -> str | None:
+    """The format of texts that is asked for by name or by the ending of a file; None: the modality's own file."""
+    from anyxform.subtitles import FORMATS, TIMED
+
+    ending = out.suffix.lower().lstrip(".") if out is not None else ""
+    if form is not None and not modality.literal:
+        raise ValueError(f"-f {form} is for texts, and {modality.name} is none")
+    if form is not None and ending in FORMATS and ending != form:
+        raise ValueError(f"-f {form} and -o {out} do not agree: leave one out")
+    if form in TIMED and ending == "jsonl":
+        raise ValueError(
+            f"-f {form} is no JSON, and -o {out} is lines of it: -f json adds the segments and their times"
+        )
+    return form or (ending if modality.literal and ending in FORMATS and ending not in modality.extensions else None)
