@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from anyxform.cli.arguments import Parser
+from anyxform.cli.run_shards import are_shards, convert_shards
 
 if TYPE_CHECKING:
     from anyxform.field import Field
@@ -24,6 +25,7 @@ EPILOG = """examples:
   anyxform run hello.flac --to text
   anyxform run 'folder/**' --to text -o out.jsonl
   anyxform run talk.mp3 --to text -o talk.srt
+  anyxform run 'shards-{000..127}.tar' --from audio:en --to text:fr -o out/
 """
 
 
@@ -36,7 +38,9 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    it.add_argument("inputs", nargs="+", metavar="INPUT", help="files, globs ('folder/**'), or texts")
+    it.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="files, globs ('folder/**'), texts, or shards ('{000..127}.tar')"
+    )
     it.add_argument("--to", required=True, metavar="FIELD", help="what to make: text, image:noto, audio:fr-phone, …")
     it.add_argument(
         "--with", dest="others", action="append", default=[], metavar="INPUT", help="a further source of every input"
@@ -47,11 +51,24 @@ def parser() -> Parser:
     )
     it.add_argument("--checkpoint", default="starter", help="a run or checkpoint (default: starter, the shipped one)")
     it.add_argument(
-        "--from", dest="origin", metavar="MODALITY", help="what the inputs are, if their endings do not say"
+        "--from",
+        dest="origin",
+        metavar="MODALITY",
+        help="what the inputs are, if their endings do not say; of shards: the source field, or several: image+text:en",
     )
     it.add_argument("--device", help="cpu, cuda, …")
     it.add_argument("--batch-size", type=int, default=64)
     it.add_argument("--seed", type=int, default=0, help="of the first input; each further one has the next")
+    shards = it.add_argument_group("shards")
+    shards.add_argument(
+        "--field",
+        dest="fields",
+        action="append",
+        default=[],
+        metavar="FIELD=PLACE",
+        help="a field in a JSON member: 'text:*=json.text.*'",
+    )
+    shards.add_argument("--copy", action="store_true", help="write the members that samples have beside the new one")
     generation = it.add_argument_group("generation", argument_default=argparse.SUPPRESS)
     generation.add_argument("--temperature", type=float, help="0 takes the likeliest")
     generation.add_argument("--top-k", type=int)
@@ -72,12 +89,17 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.batch_size < 1:
         raise ValueError(f"--batch-size {options.batch_size} is not possible: give 1 or more")
-    inputs = list(expand(options.inputs))
-    from anyxform.pipeline import load  # torch is imported only now
-    from anyxform.sampling import Sampling
+    from anyxform.sampling import Sampling  # torch is imported only now
 
     chosen = {name: value for name, value in vars(options).items() if name in Sampling.__dataclass_fields__}
     Sampling(**chosen)  # complains before anything is loaded
+    if are_shards(options.inputs):
+        return convert_shards(options, {name: value for name, value in chosen.items() if name != "seed"})
+    if options.fields or options.copy:
+        raise ValueError("--field and --copy are for shards")
+    inputs = list(expand(options.inputs))
+    from anyxform.pipeline import load
+
     pipeline = load(options.checkpoint, device=options.device)
     target = pipeline.field(options.to)
     if options.origin is not None and options.origin not in pipeline.modalities:
@@ -124,10 +146,11 @@ def _jobs(
         try:
             sources = [pipeline.read((origin, given) if origin else given), *others]
             direction = Direction(tuple(Field(name) for name, _ in sources), target)
-            jobs.append(pipeline.job(direction, [value for _, value in sources], seed + number))
-            check(form, jobs[-1])
+            job = pipeline.job(direction, [value for _, value in sources], seed + number)
+            check(form, job)
+            jobs.append(job)
         except (ValueError, OSError) as error:
-            jobs[number:] = [Failure(" ".join(str(error).split()))]
+            jobs.append(Failure(" ".join(str(error).split())))
     return jobs
 
 

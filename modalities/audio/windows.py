@@ -110,6 +110,6 @@ def _padded(spans: list[Run], padding: int, size: int, length: int) -> list[Wind
     for (first, last), (before, after) in zip(spans, pairwise(edges)):
         start, end = first + max(0, -before) // 2, last - (max(0, -after) + 1) // 2
         first, last = first - min(padding, max(0, before) // 2), last + min(padding, max(0, after) // 2)
-        bounds = [min(frame * size, length) for frame in (first, last, start, end)]
-        found.append(Window(*bounds, overlap=max(0, -before) * size))
+        first, last, start, end = (min(frame * size, length) for frame in (first, last, start, end))
+        found.append(Window(first, last, start, end, overlap=max(0, -before) * size))
     return found
