@@ -38,7 +38,7 @@ class Waveform:
 def read(data: bytes) -> Waveform:
     """A wav, flac, ogg, opus or mp3 file, or with PyAV an m4a, aac, wma or webm, mixed to mono at 16 kHz.
 
-    It is decoded block by block: of a long one, only the result is ever in memory, 230 MB an hour.
+    It is decoded block by block: of a long one, only the result is in memory, 230 MB an hour, and for a moment twice.
     ValueError: not a recording, cut short, empty, longer than `LARGEST` allows, or not finite.
     """
     rate, blocks = container.decode(data) if container.fits(data) else _decode(data)
