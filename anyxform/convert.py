@@ -2,7 +2,7 @@
 
     FOLDER/NAME.tar            the samples of the shard NAME.tar, with the same keys and one new member each
     FOLDER/failed/NAME.jsonl   those of its samples that could not be converted, if there are any
-    FOLDER/failed.jsonl        those of all shards, in their order
+    FOLDER/failed.jsonl        those of all shards, by the shards' names
     FOLDER/run.json            what the folder is made with
 
 A shard's file appears at once, when all of it is done. What is made of a sample depends on its shard's name, its number
@@ -25,7 +25,7 @@ from webdataset import TarWriter
 from anyxform.checkpoint import read_json, write_json
 from anyxform.dataset import Dataset, extensions_of
 from anyxform.field import Direction, Field
-from anyxform.long import Job, Made
+from anyxform.long import Job, Made, pooled
 from anyxform.pipeline import Pipeline
 from anyxform.shards import Sample
 
@@ -198,23 +198,27 @@ def _appearing(path: Path) -> Iterator[TarWriter]:
 
 def _results(conversion: Conversion, dataset: Dataset) -> Iterator[dict[str, Any] | Exception]:
     """The members made of each sample, or why there are none."""
-    result: dict[str, Any] | Exception
-    size = POOL * conversion.batch_size
-    for start in range(0, len(dataset), size):
-        jobs: list[Job | Exception] = []
-        for number in range(start, min(start + size, len(dataset))):
-            try:
-                jobs.append(conversion.job(dataset, number))
-            except (ValueError, OSError) as error:
-                jobs.append(error)
-        wanted = [job for job in jobs if isinstance(job, Job)]
+    samples = iter(dataset.samples)
+    for pool in pooled(_jobs(conversion, dataset), POOL * conversion.batch_size):
+        wanted = [job for job in pool if isinstance(job, Job)]
         made = iter(conversion.pipeline.perform(wanted, batch_size=conversion.batch_size, **conversion.options))
-        for number, job in enumerate(jobs, start=start):
+        for job, sample in zip(pool, samples):
+            result: dict[str, Any] | Exception
             try:
-                result = _members(conversion, dataset.samples[number], next(made)) if isinstance(job, Job) else job
+                result = _members(conversion, sample, next(made)) if isinstance(job, Job) else job
             except (ValueError, OSError) as error:
                 result = error
             yield result
+
+
+def _jobs(conversion: Conversion, dataset: Dataset) -> Iterator[Job | Exception]:
+    for number in range(len(dataset)):
+        try:
+            job = conversion.job(dataset, number)
+        except (ValueError, OSError) as error:
+            yield error
+        else:
+            yield job
 
 
 def _members(conversion: Conversion, sample: Sample, made: Made) -> dict[str, Any]:

@@ -4,9 +4,9 @@ An answer that loops is drawn again at rising temperatures, as Whisper does (arX
 is without a loop and likely; if none is, the loop is cut out of the first.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from anyxform.field import Direction, Field
 from anyxform.generate import Generated, Request, generate
@@ -78,6 +78,22 @@ def cut(
         for number, piece in enumerate(pieces)
     ]
     return Job(direction.target, pieces, requests, modalities[direction.sources[place].modality].unit)
+
+
+Failed = TypeVar("Failed")
+
+
+def pooled(jobs: Iterable[Job | Failed], size: int) -> Iterator[list[Job | Failed]]:
+    """Jobs, and what stands for those that there could not be, in lists of about `size` requests: few long inputs."""
+    pool, requests = list[Job | Failed](), 0
+    for job in jobs:
+        pool.append(job)
+        requests += max(1, len(job.requests)) if isinstance(job, Job) else 1
+        if requests >= size:
+            yield pool
+            pool, requests = [], 0
+    if pool:
+        yield pool
 
 
 def perform(

@@ -17,6 +17,7 @@ from anyxform.modality import registry
 from tests.tiny import picture, tone, write_shard
 
 COLOURS = ("red", "green", "blue", "black")
+PNG = (picture("green", "disc", torch.Generator()), b"no picture")
 
 
 def sample(shard: int, colour: str) -> dict[str, Any]:
@@ -171,13 +172,15 @@ def test_damage_within_a_shard_is_listed(run, here: Path) -> None:
 
 def test_ranks_share_the_shards_and_make_the_same(run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--from", "image", "--to", "text:fr", "--temperature", "1")
-    assert run(*options, out="alone")[0] == 0
+    write_shard(Path("data/s-001.tar"), [{**sample(1, colour), "png": PNG[colour == "red"]} for colour in COLOURS])
+    assert run(*options, out="alone")[0] == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, shards in ((1, ["s-001.tar"]), (0, ["s-000.tar", "s-001.tar", "s-002.tar"])):
         monkeypatch.setenv("RANK", str(rank))
         code, said = run(*options)
-        assert code == 0 and said.startswith(f"rank {rank}: shard 1/")
-        assert sorted(contents("out")) == ["run.json", *shards]
+        assert code == 0 and said.startswith(f"rank {rank}: shard 1/"), "torchrun would stop the others"
+        assert said.endswith("anyxform: 1 failed: see out/failed.jsonl\n")
+        assert sorted(contents("out")) == ["failed.jsonl", "failed/s-001.jsonl", "run.json", *shards]
     assert contents("out") == contents("alone")
 
 

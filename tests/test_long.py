@@ -10,7 +10,9 @@ import soundfile
 import torch
 from torch import Tensor
 
+from anyxform.field import Field
 from anyxform.generate import Generated
+from anyxform.long import Job, pooled
 from anyxform.pipeline import Pipeline
 from modalities.audio import Waveform
 from tests.long_speech import RATE, SECONDS, WORDS, Oracle, listener, silence, speech
@@ -103,6 +105,15 @@ def test_what_cannot_be_joined_is_refused_as_ever() -> None:
         ax(("audio", speech(words_of(0, 40))), to="image")
     with pytest.raises(ValueError, match="tokens, more than max_length=400"):
         ax("word " * 200, to="image")
+
+
+def test_pools_are_of_requests_so_that_few_long_inputs_are_in_memory() -> None:
+    def job(requests: int) -> Job:
+        return Job(Field("text"), [], [None] * requests, "")  # type: ignore[list-item]
+
+    jobs = [job(1), "failed", job(0), job(1), job(9), job(9), job(2)]
+    pools = [[it if isinstance(it, str) else len(it.requests) for it in pool] for pool in pooled(jobs, 4)]
+    assert pools == [[1, "failed", 0, 1], [9], [9], [2]] and list(pooled([], 4)) == []
 
 
 # Loops

@@ -98,6 +98,7 @@ def main(arguments: list[str]) -> int:
     if options.fields or options.copy:
         raise ValueError("--field and --copy are for shards")
     inputs = list(expand(options.inputs))
+    from anyxform.long import pooled
     from anyxform.pipeline import load
 
     pipeline = load(options.checkpoint, device=options.device)
@@ -107,11 +108,11 @@ def main(arguments: list[str]) -> int:
     others = [pipeline.read(it) for it in options.others]
     modality, failed = pipeline.modalities[target.modality], 0
     with Writer(options.out, modality, str(target), inputs, options.others, options.format) as writer:
-        for start in range(0, len(inputs), options.batch_size):
-            chunk = inputs[start : start + options.batch_size]
-            jobs = _jobs(pipeline, chunk, others, target, options.origin, options.seed + start, writer.format)
-            results = _results(pipeline, jobs, {**chosen, "batch_size": options.batch_size})
-            for given, result in zip(chunk, results):
+        jobs = _jobs(pipeline, inputs, others, target, options.origin, options.seed, writer.format)
+        names = iter(inputs)
+        for pool in pooled(jobs, options.batch_size):
+            results = _results(pipeline, pool, {**chosen, "batch_size": options.batch_size})
+            for result, given in zip(results, names):
                 if isinstance(result, Failure) and len(inputs) == 1 and writer.lines is None:
                     raise ValueError(result.reason)
                 failed += isinstance(result, Failure)
@@ -136,22 +137,21 @@ def _jobs(
     origin: str | None,
     seed: int,
     form: str | None,
-) -> "list[Job | Failure]":
+) -> "Iterator[Job | Failure]":
     """What is to be done for each input; whatever becomes of the others, its seed is that of its number."""
     from anyxform.field import Direction, Field
     from anyxform.subtitles import check
 
-    jobs: list[Job | Failure] = []
     for number, given in enumerate(inputs):
         try:
             sources = [pipeline.read((origin, given) if origin else given), *others]
             direction = Direction(tuple(Field(name) for name, _ in sources), target)
             job = pipeline.job(direction, [value for _, value in sources], seed + number)
             check(form, job)
-            jobs.append(job)
         except (ValueError, OSError) as error:
-            jobs.append(Failure(" ".join(str(error).split())))
-    return jobs
+            yield Failure(" ".join(str(error).split()))
+        else:
+            yield job
 
 
 def _results(pipeline: "Pipeline", jobs: "Sequence[Job | Failure]", options: dict[str, Any]) -> "list[Made | Failure]":

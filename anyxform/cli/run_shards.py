@@ -26,7 +26,7 @@ def are_shards(inputs: Sequence[str]) -> bool:
 
 
 def convert_shards(options: argparse.Namespace, chosen: Mapping[str, Any]) -> int:
-    """Convert, and tell how far it is; 0, or 1 if something failed."""
+    """Convert, and tell how far it is; 0, or 1 if something failed in the only process."""
     for name, value in {"-f": options.format, "--with": options.others}.items():
         if value:
             raise ValueError(f"{name} is not for shards")
@@ -43,7 +43,7 @@ def convert_shards(options: argparse.Namespace, chosen: Mapping[str, Any]) -> in
     failures = list_failures(options.out)
     if failures:
         print(f"anyxform: {len(failures)} failed: see {options.out / 'failed.jsonl'}", file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if failures and ranks == 1 else 0  # torchrun stops all processes when one ends with another code than 0
 
 
 def _conversion(options: argparse.Namespace, chosen: Mapping[str, Any]) -> "Conversion":
