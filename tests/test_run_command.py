@@ -220,7 +220,7 @@ def bad_files(here: Path) -> None:
     Path("text.png").write_text("no picture")
     Path("empty.wav").write_bytes(write(Waveform(torch.zeros(0))))
     Path("nothing.wav").write_bytes(b"")
-    Path("long.wav").write_bytes(write(Waveform(0.1 * torch.ones(32_000))))
+    Path("long.wav").write_bytes(write(Waveform(0.1 * torch.arange(32_000.0).sin())))
     Path("silent.wav").write_bytes(write(Waveform(torch.zeros(32_000))))
     Path("data.xyz").write_bytes(b"123")
     Path("latin.txt").write_bytes("été".encode("latin-1"))

@@ -56,8 +56,9 @@ def windows(samples: Tensor, sample_rate: int, longest: float) -> list[Window]:
 
 
 def levels(samples: Tensor, size: int) -> Tensor:
-    """The level of each frame of `size` samples in dB of full scale ``[F]``."""
-    frames = torch.nn.functional.pad(samples, (0, -len(samples) % size)).view(-1, size)
+    """The level of each frame of `size` samples in dB of full scale ``[F]``, without a constant offset of all."""
+    centred = samples - samples.mean() if len(samples) else samples
+    frames = torch.nn.functional.pad(centred, (0, -len(samples) % size)).view(-1, size)
     return 20 * frames.square().mean(dim=1).sqrt().clamp_min(1e-9).log10()
 
 

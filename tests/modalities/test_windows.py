@@ -46,6 +46,7 @@ def test_utterances_are_parted_by_pauses_and_keep_a_little_of_them() -> None:
 def test_silence_has_no_window(level: float) -> None:
     assert windows(silence(20, level), RATE, 6.0) == []
     assert windows(torch.zeros(0), RATE, 6.0) == []
+    assert windows(silence(20, level) + 0.2, RATE, 6.0) == [], "nor has an offset that a microphone adds"
 
 
 def test_speech_may_be_soft_and_noise_below_it() -> None:
