@@ -33,6 +33,24 @@ class Score:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of a value that is too long for the model, itself a value that the model can read.
+
+    Args:
+        value: of the same modality.
+        start, end: what it stands for, in the `unit` of its modality. The spans of a value's pieces do not overlap.
+        overlap: how much of it, in that unit, the piece before holds as well; 0 where the cut says nothing twice.
+        between: the text that stood, or would be written, between it and the piece before.
+    """
+
+    value: Any
+    start: float = 0.0
+    end: float = 0.0
+    overlap: float = 0.0
+    between: str = ""
+
+
 class Modality(ABC):
     """What a kind of data must be able to do to be trained on, generated and judged. Constructors take plain values."""
 
@@ -50,6 +68,13 @@ class Modality(ABC):
     """Whether a part that is made anew may become longer or shorter than it was."""
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     """Names of the metrics, the judge's included, of which less is better."""
+
+    unit: ClassVar[str] = ""
+    """In which the spans of its pieces are measured, such as ``seconds``."""
+    joins: ClassVar[bool] = False
+    """Whether several generated values can be joined to one: else what is longer than the model reads is refused."""
+    most_repeats: ClassVar[int] = 0
+    """How often in a row the same tokens may come in a generated value: more is a loop. 0: as often as they like."""
 
     vocab_size: int
     """Codes are in [0, vocab_size)."""
@@ -128,6 +153,24 @@ class Modality(ABC):
 
     def _whole(self) -> ValueError:
         return ValueError(f"no part of {self.name} can be edited: it is made anew as a whole")
+
+    # What is longer than the model reads: in use it is cut, in training refused
+
+    def split(self, value: Any) -> list[Piece]:
+        """Pieces that `preprocess` takes, in order: the value itself if it takes that; none if it says nothing."""
+        return [Piece(value)]
+
+    def merge(self, values: Sequence[Any], pieces: Sequence[Piece]) -> list[Any]:
+        """The values made of overlapping pieces, of whatever modality, each without what another has said already."""
+        return list(values)
+
+    def join(self, values: Sequence[Any], pieces: Sequence[Piece]) -> Any:
+        """Merged values as one. ValueError: there is none, and no value of this modality says nothing."""
+        if not values:
+            raise ValueError(f"the source says nothing (it is silent, say) of which {self.name} could be made")
+        if len(values) > 1:
+            raise ValueError(f"{len(values)} values of {self.name} cannot be joined: give something shorter")
+        return values[0]
 
     # Its tokenizer
 

@@ -18,6 +18,7 @@ from anyxform.data import source
 from anyxform.edit import Round, edit
 from anyxform.field import Direction, Field, did_you_mean
 from anyxform.generate import Request
+from anyxform.long import Job, Made, Segment, cut, perform
 from anyxform.modality import Modality
 from anyxform.model import Transformer
 from anyxform.refine import generate_refined
@@ -55,14 +56,37 @@ class Pipeline:
         """Convert what is given, one source or several together, to a value of the field `to` (``text:fr``).
 
         A source is the path of a file, whose ending says its modality; a text; or anything beside its modality's name:
-        ``("image", "photo.dat")``, ``("image", picture)``, a file's bytes. A ValueError says what cannot be read or
-        asked for.
+        ``("image", "photo.dat")``, ``("image", picture)``, a file's bytes. One of the sources may be of any length, if
+        its modality can be cut and the target's joined. A ValueError says what cannot be read or asked for.
 
         `via`: a field by way of which to go, first to it and from it on; ``auto``: whatever the evaluation table of the
         checkpoint says is better. `n`: candidates, of which the best by `rank` is taken (see `candidates`). `options`
         are those of `anyxform.sampling.Sampling`; on the way to `via` they are the defaults.
         """
-        return self.candidates(*given, to=to, via=via, n=n, rank=rank, **options)[0].value
+        if n != 1:
+            return self.candidates(*given, to=to, via=via, n=n, rank=rank, **options)[0].value
+        return self._made(given, to, via, options).value
+
+    def segments(self, *given: Any, to: str, **options: Any) -> list[Segment]:
+        """The same piece by piece, each with its span in the source: seconds of a recording, characters of a text."""
+        return self._made(given, to, None, options).segments
+
+    def _made(self, given: Sequence[Any], to: str, via: str | None, options: Mapping[str, Any]) -> Made:
+        seed = sampling_of(options).seed
+        (direction,), (values,) = self._asked(given, to, via, seed)
+        return self.perform([self.job(direction, values, seed)], **options)[0]
+
+    def _asked(
+        self, given: Sequence[Any], to: str, via: str | None, seed: int
+    ) -> tuple[list[Direction], list[Sequence[Any]]]:
+        """The direction and the sources' values, from `via` on."""
+        if not given:
+            raise ValueError("there is nothing to convert: give a file, a text or a value")
+        target = self.field(to)
+        sources = [self.read(it) for it in given]
+        direction = Direction(tuple(Field(name) for name, _ in sources), target)
+        values = [value for _, value in sources]
+        return self.onward([direction], [values], [self.route(direction, via)], seeds=[seed])
 
     def candidates(
         self, *given: Any, to: str, via: str | None = None, n: int = 4, rank: Rank = "back", **options: Any
@@ -72,14 +96,7 @@ class Pipeline:
         `rank`: ``back`` by how likely what was given is, given the answer; ``own`` by how likely the answer is, given
         that; ``both`` by their product.
         """
-        if not given:
-            raise ValueError("there is nothing to convert: give a file, a text or a value")
-        target = self.field(to)
-        sources = [self.read(it) for it in given]
-        direction = Direction(tuple(Field(name) for name, _ in sources), target)
-        seed = options.get("seed", 0)
-        step = self.onward([direction], [[value for _, value in sources]], [self.route(direction, via)], seeds=[seed])
-        return self.ranked(*step, n=n, rank=rank, **options)[0]
+        return self.ranked(*self._asked(given, to, via, sampling_of(options).seed), n=n, rank=rank, **options)[0]
 
     def learnt(self, options: Sampling, targets: Iterable[str]) -> Sampling:
         """The options, if this model has learnt the ways of decoding that they ask for; else a ValueError."""
@@ -122,12 +139,12 @@ class Pipeline:
         """
         on, values = list(directions), list(sources)
         through = {number: field for number, field in enumerate(via) if field is not None}
-        requests = [
-            replace(self.request(replace(directions[number], target=field), sources[number]), seed=seeds[number])
+        jobs = [
+            self.job(replace(directions[number], target=field), sources[number], seeds[number])
             for number, field in through.items()
         ]
-        for (number, field), value in zip(through.items(), self.respond(requests, **options)):
-            on[number], values[number] = Direction((field,), directions[number].target), (value,)
+        for (number, field), made in zip(through.items(), self.perform(jobs, **options)):
+            on[number], values[number] = Direction((field,), directions[number].target), (made.value,)
         return on, values
 
     def edit(self, value: Any, **given: Any) -> Any:
@@ -212,6 +229,15 @@ class Pipeline:
         pairs = zip(direction.sources, values, strict=True)
         sources = tuple(source(self.modalities[field.modality], value) for field, value in pairs)
         return Request(sources, direction.target)
+
+    def job(self, direction: Direction, values: Sequence[Any], seed: int = 0) -> Job:
+        """Requests for the target of a direction, given its sources' values, of which one may be of any length."""
+        return cut(self.modalities, direction, values, self.request, seed)
+
+    def perform(self, jobs: Sequence[Job], *, batch_size: int = 64, **options: Any) -> list[Made]:
+        """What is made of each job; pieces of all are batched. `options` as for `respond`, seeds those of the jobs."""
+        chosen = self.learnt(sampling_of(options), {job.target.modality for job in jobs})
+        return perform(self.model, self.modalities, jobs, chosen, batch_size)
 
     def respond(self, requests: Sequence[Request], *, batch_size: int = 64, **options: Any) -> list[Any]:
         """One value for each request, in batches of mixed directions; each has the next seed."""

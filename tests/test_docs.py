@@ -56,14 +56,22 @@ def home(tiny: Tiny, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         shutil.copy(sound, tmp_path / name)
     _as_flac(tmp_path / "hello.wav", tmp_path / "hello.flac")
     shutil.copytree(tmp_path / "pictures", tmp_path / "folder")
+    (tmp_path / "talks").mkdir()
+    for name in ("talk.flac", "talks/one.flac"):
+        _as_flac(tmp_path / "hello.wav", tmp_path / name, times=5)
+    (tmp_path / "story.txt").write_text("A red disc. " * 9)
+    for number in range(3):
+        shutil.copy(next((tiny.root / "shapes").glob("val-*.tar")), tmp_path / f"shards-{number:03d}.tar")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def _as_flac(source: Path, target: Path) -> None:
+def _as_flac(source: Path, target: Path, times: int = 1) -> None:
+    import numpy as np
     import soundfile
 
-    soundfile.write(target, *soundfile.read(source))
+    samples, rate = soundfile.read(source)
+    soundfile.write(target, np.concatenate([samples, np.zeros(rate)] * times), rate)
 
 
 @pytest.mark.parametrize("line", commands())
@@ -81,7 +89,9 @@ def test_a_command_works(line: str, home: Path, capsys: pytest.CaptureFixture[st
     elif name == "data":
         assert arguments[0] != "check" or compose("check", arguments[1:])
     elif name == "plan" and "--fit" not in arguments:
-        assert main([name, *arguments, "train.rows_per_step=64", "data.tokens_per_row=96"]) == 0, capsys.readouterr().err
+        assert main([name, *arguments, "train.rows_per_step=64", "data.tokens_per_row=96"]) == 0, (
+            capsys.readouterr().err
+        )
     elif name in ("modalities", "doctor"):
         assert main([name]) == 0
 

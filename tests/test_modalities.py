@@ -71,6 +71,17 @@ def test_codes_can_be_decoded_to_a_value(modality: Modality) -> None:
         assert modality.codes(modality.preprocess(value)).shape == codes.shape
 
 
+def test_what_fits_is_one_piece_and_joined_alone_it_is_itself(modality: Modality) -> None:
+    value = modality.example(seeded(0))
+    (piece,) = modality.split(value)
+    assert torch.equal(modality.preprocess(piece.value), modality.preprocess(value))
+    (merged,) = modality.merge([value], [piece])
+    assert modality.save(modality.join([merged], [piece])) == modality.save(value)
+    if not modality.joins:
+        with pytest.raises(ValueError, match="cannot be joined"):
+            modality.join([value, value], [piece, piece])
+
+
 def test_any_codes_can_be_decoded(modality: Modality) -> None:
     """A model may produce whatever it likes."""
     length = modality.max_length if modality.fixed_length else min(8, modality.max_length)

@@ -109,7 +109,7 @@ def test_nothing_is_no_batch(ax: Pipeline) -> None:
         (("",), {}, "the text is empty"),
         (("  \n",), {}, "the text is empty"),
         (("half a pair \ud800",), {}, "surrogates not allowed"),
-        (("word " * 100,), {}, "tokens, more than max_length=24"),
+        (("word " * 100,), {"to": "image"}, "tokens, more than max_length=24"),
         (("a disc",), {"to": "smell"}, "this model makes no 'smell': known: audio, image, text"),
         (("a disc",), {"to": "text:de"}, "the model knows no variant 'de' of text: known: en, fr"),
         (("a disc",), {"to": "Text"}, "'Text' is not a field: write modality or modality:variant"),

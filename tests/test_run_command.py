@@ -10,6 +10,7 @@ from PIL import Image
 
 from anyxform.cli import main
 from anyxform.cli.run import expand
+from modalities.audio import Audio
 from modalities.audio.waveform import Waveform, write
 from tests.tiny import picture, tone
 
@@ -144,6 +145,57 @@ def test_the_shipped_checkpoint_is_the_default(
     assert main(["run", "a red disc", "--to", "text:fr"]) == 0
 
 
+# Long recordings
+
+
+@pytest.fixture
+def talk(here: Path) -> Path:
+    """Three tones in 5 seconds, of which the model reads half a second at once."""
+    sound, silence = Audio().load(WAV).samples, torch.zeros(16_000)
+    Path("talk.wav").write_bytes(write(Waveform(torch.cat([silence, sound, silence, sound, sound, silence, sound]))))
+    Path("silent.wav").write_bytes(write(Waveform(torch.zeros(32_000))))
+    return here
+
+
+def test_a_long_recording_becomes_one_text_and_subtitles_in_every_format(run, talk: Path) -> None:
+    code, text, err = run("talk.wav", "--to", "text:en")
+    assert code == 0 and not err and text.strip()
+    for ending in ("srt", "vtt", "json", "txt"):
+        assert run("talk.wav", "--to", "text:en", "-o", f"talk.{ending}") == (0, f"talk.{ending}\n", "")
+    whole = json.loads(Path("talk.json").read_text(encoding="utf-8"))
+    assert Path("talk.txt").read_text() == whole["text"] == text.removesuffix("\n")
+    times = [(it["id"], it["start"], it["end"]) for it in whole["segments"]]
+    assert times == [(0, 1.0, 1.2), (1, 2.2, 2.6), (2, 3.6, 3.8)]
+    assert whole["text"] == " ".join(it["text"] for it in whole["segments"])
+    blocks = Path("talk.srt").read_text().strip().split("\n\n")
+    assert blocks[1].startswith("2\n00:00:02,200 --> 00:00:02,600\n") and len(blocks) == 3
+    head, *cues = Path("talk.vtt").read_text().strip().split("\n\n")
+    assert head == "WEBVTT" and cues[1].startswith("00:00:02.200 --> 00:00:02.600\n") and len(cues) == 3
+
+
+def test_a_format_by_name_for_many_inputs_or_none(run, talk: Path) -> None:
+    assert run("talk.wav", "--to", "text:en", "-f", "vtt")[1].startswith("WEBVTT\n\n00:00:01.000 --> ")
+    code, out, _ = run("talk.wav", "disc.wav", "silent.wav", "--to", "text:en", "-f", "srt", "-o", "subtitles")
+    assert code == 0 and out.split() == [
+        "subtitles/0001-talk.srt", "subtitles/0002-disc.srt", "subtitles/0003-silent.srt",
+    ]  # fmt: skip
+    assert Path("subtitles/0003-silent.srt").read_bytes() == b""
+    assert run("talk.wav", "--to", "text:en", "-f", "json", "-o", "out.jsonl")[0] == 0
+    (line,) = map(json.loads, Path("out.jsonl").read_text().splitlines())
+    assert line["source"] == "talk.wav" and line["text"] and len(line["segments"]) == 3
+
+
+def test_silence_is_the_empty_text(run, talk: Path) -> None:
+    assert run("silent.wav", "--to", "text:en") == (0, "\n", "")
+
+
+def test_long_texts_become_long_texts_and_recordings(run, here: Path) -> None:
+    Path("story.txt").write_text("A red disc is here. A blue square is there!\n\n" * 3)
+    assert run("story.txt", "--to", "text:fr")[0] == 0
+    assert run("story.txt", "--to", "audio", "-o", "long.wav")[0] == 0
+    assert Audio().load(Path("long.wav").read_bytes()).seconds > 5 * 0.25 + 6 * 0.05
+
+
 # What is a text, what a path
 
 
@@ -168,7 +220,8 @@ def bad_files(here: Path) -> None:
     Path("text.png").write_text("no picture")
     Path("empty.wav").write_bytes(write(Waveform(torch.zeros(0))))
     Path("nothing.wav").write_bytes(b"")
-    Path("long.wav").write_bytes(write(Waveform(torch.zeros(32_000))))
+    Path("long.wav").write_bytes(write(Waveform(0.1 * torch.arange(32_000.0).sin())))
+    Path("silent.wav").write_bytes(write(Waveform(torch.zeros(32_000))))
     Path("data.xyz").write_bytes(b"123")
     Path("latin.txt").write_bytes("été".encode("latin-1"))
     Path("folder").mkdir()
@@ -184,7 +237,8 @@ def bad_files(here: Path) -> None:
         (["text.png"], "text.png: the picture is none of PNG, JPEG"),
         (["empty.wav"], "empty.wav: the recording lasts 0 s, and at least 0.03 s are needed"),
         (["nothing.wav"], "nothing.wav: not a recording that can be read"),
-        (["long.wav"], "the recording lasts 2.0 s, longer than max_seconds=0.5: cut it"),
+        (["long.wav", "--to", "image"], "the recording lasts 2.0 s, longer than max_seconds=0.5: cut it"),
+        (["silent.wav", "--to", "image"], "the source says nothing (it is silent, say) of which image could be made"),
         (["latin.txt"], "latin.txt: the text is not UTF-8"),
         (["data.xyz"], "data.xyz: the model reads .aac, .bmp, .flac"),
         (["data.xyz"], "convert it, or say what it is by --from MODALITY"),
@@ -194,8 +248,9 @@ def bad_files(here: Path) -> None:
         (["folder"], "folder is a folder: for all files in it, give 'folder/**'"),
         (["folder/**"], "no file fits 'folder/**'"),
         ([""], "the text is empty"),
-        (["word " * 20_000], "tokens, more than max_length=24: split it"),
-        (["x" * 100_000], "tokens, more than max_length=24: split it"),
+        (["word " * 20_000, "--to", "image"], "tokens, more than max_length=24: split it"),
+        (["x" * 100_000, "--to", "image"], "tokens, more than max_length=24: split it"),
+        (["word " * 20, "--with", "long.wav"], "several sources (text, audio) are longer than the model reads"),
         (["disc.png", "--with", "missing.wav"], "there is no file 'missing.wav'"),
         (["disc.png", "--to", "smell"], "this model makes no 'smell': known: audio, image, text"),
         (["disc.png", "--to", "imgae"], "this model makes no 'imgae': did you mean 'image'?"),
@@ -209,6 +264,11 @@ def bad_files(here: Path) -> None:
         (["disc.png", "--length", "99"], "length=99 is not possible: text has 1 to 24 tokens"),
         (["disc.png", "--batch-size", "0"], "--batch-size 0 is not possible: give 1 or more"),
         (["disc.png", "--device", "gpu"], "the device 'gpu' cannot be used"),
+        (["disc.png", "-o", "out.srt"], "srt holds the times of a recording, and this input has none"),
+        (["disc.wav", "-o", "out.srt", "-f", "vtt"], "-f vtt and -o out.srt do not agree: leave one out"),
+        (["disc.wav", "-o", "out.jsonl", "-f", "vtt"], "-f vtt is no JSON, and -o out.jsonl is lines of it"),
+        (["disc.wav", "--to", "image", "-f", "srt"], "-f srt is for texts, and image is none"),
+        (["disc.wav", "--to", "image", "-o", "out.srt"], "-o out.srt: image is written as .png"),
         (["disc.png", "-o", "out.pdf"], "-o out.pdf: text is written as .txt: give such a file, a folder or a .jsonl"),
         (["disc.png", "--to", "image", "-o", "out.jpg"], "-o out.jpg: image is written as .png"),
         (["disc.png", "disc.wav", "-o", "out.txt"], "-o out.txt is one file, and there are several inputs"),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import anyxform
 from anyxform import checkpoint
@@ -12,6 +13,8 @@ from anyxform.field import Direction
 from anyxform.pipeline import SHIPPED, Pipeline
 from anyxform.routes import read_table
 from anyxform.selection import choose_items
+from anyxform.shards import index
+from modalities.audio import Waveform
 
 FOLDER = SHIPPED / "starter"
 ROOT = Path(__file__).parents[1] / "data" / "starter"
@@ -57,3 +60,24 @@ def test_it_names_drawings_it_never_saw(starter: Pipeline) -> None:
     answers = starter.answer([item.direction for item in items], [item.sources for item in items])
     right = sum(answer == item.reference for answer, item in zip(answers, items))
     assert len(items) == 60 and right >= 12, f"{right} of {len(items)}"
+
+
+@pytest.mark.skipif(not (ROOT / "stats.json").exists(), reason="needs the starter dataset")
+def test_it_transcribes_a_long_recording_at_the_right_times(starter: Pipeline) -> None:
+    """How well it hears does not matter here."""
+    audio = starter.modalities["audio"]
+    prompts = [s for s in index(ROOT / "prompts" / "test-000000.tar").samples if "en-phone.ogg" in s.members][:12]
+    values = [audio.load(prompt.read("en-phone.ogg")) for prompt in prompts]
+    silence = torch.zeros(48_000)
+    recording = Waveform(torch.cat([part for value in values for part in (silence, value.samples)]))
+    assert recording.seconds > 50
+    segments = starter.segments(("audio", recording), to="text:en")
+    assert " ".join(it.value for it in segments if it.value) == starter(("audio", recording), to="text:en")
+    end, starts = 0.0, []
+    for value in values:
+        starts.append(end + 3)
+        end += 3 + value.seconds
+    for start, value in zip(starts, values):
+        within = [it for it in segments if start - 0.03 <= it.start < it.end <= start + value.seconds + 0.03]
+        assert within and within[0].start - start < 0.5
+    assert len(segments) < 2 * len(values) and sum(bool(it.value) for it in segments) >= len(values)

@@ -1,6 +1,8 @@
 """Plain flags: argparse, whose complaints are one line like every other."""
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -17,3 +19,12 @@ def short(number: float) -> str:
         if number >= size:
             return f"{number / size:.2f} {letter}"
     return f"{number / 1e6:.1f} M"
+
+
+def there(given: str, test: Callable[[Path], bool]) -> bool:
+    """Whether an argument is a path for which the test holds."""
+    """Whether a path passes a test such as `Path.is_file`; what is too long for a path does not."""
+    try:
+        return bool(given) and test(Path(given))
+    except OSError:  # longer than a path may be: a text
+        return False

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from anyxform.cli.arguments import Parser
+from anyxform.cli.arguments import Parser, there
 from anyxform.cli.history import History
-from anyxform.cli.run import Writer, add_candidates, add_generation, there
+from anyxform.cli.run import add_candidates, add_generation
 
 EPILOG = """parts:
   pictures    0,0,64,32 (x0,y0,x1,y1 in pixels), or a file that is white there
@@ -57,7 +57,8 @@ def main(arguments: list[str]) -> int:
     if options.undo:
         print(History.of(Path(options.input)).undo())
         return 0
-    from anyxform.edit import Round, edit  # torch is imported only now
+    from anyxform.cli.writer import Writer  # torch is imported only now
+    from anyxform.edit import Round, edit
     from anyxform.pipeline import load
     from anyxform.sampling import Sampling
 
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
     name, value = pipeline.read((options.origin, options.input) if options.origin else options.input)
     modality = pipeline.modalities[name]
     writer = Writer(options.out, modality, name, [options.input], options.source)
-    if options.out is not None and options.out.suffix == ".jsonl":
+    if options.out is not None and (writer.format or options.out.suffix == ".jsonl"):
         raise ValueError(f"-o {options.out}: give a file or a folder")
     out = None if options.out is None and modality.literal else writer.place(options.input)
     history = None if out is None else _history(options.input, out, modality.save(value))

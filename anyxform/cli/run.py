@@ -2,28 +2,21 @@
 
 import argparse
 import glob
-import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
 
-from anyxform.cli.arguments import Parser
-
-if TYPE_CHECKING:
-    from anyxform.candidates import Rank
-    from anyxform.field import Direction, Field
-    from anyxform.generate import Request
-    from anyxform.modality import Modality
-    from anyxform.pipeline import Pipeline
+from anyxform.cli.arguments import Parser, there
+from anyxform.cli.run_shards import are_shards, convert_shards
 
 EPILOG = """examples:
   anyxform run cat.png --to text:fr
   anyxform run "a red fish" --to image -o fish.png
   anyxform run hello.flac --to text
   anyxform run 'folder/**' --to text -o out.jsonl
+  anyxform run talk.mp3 --to text -o talk.srt
+  anyxform run 'shards-{000..127}.tar' --from audio:en --to text:fr -o out/
 """
 
 
@@ -36,15 +29,23 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    it.add_argument("inputs", nargs="+", metavar="INPUT", help="files, globs ('folder/**'), or texts")
+    it.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="files, globs ('folder/**'), texts, or shards ('{000..127}.tar')"
+    )
     it.add_argument("--to", required=True, metavar="FIELD", help="what to make: text, image:noto, audio:fr-phone, …")
     it.add_argument(
         "--with", dest="others", action="append", default=[], metavar="INPUT", help="a further source of every input"
     )
     it.add_argument("-o", "--out", type=Path, help="a file, a folder, or a .jsonl with one line for each input")
+    it.add_argument(
+        "-f", "--format", choices=["txt", "srt", "vtt", "json"], help="of texts; without it, as -o ends (default: txt)"
+    )
     it.add_argument("--checkpoint", default="starter", help="a run or checkpoint (default: starter, the shipped one)")
     it.add_argument(
-        "--from", dest="origin", metavar="MODALITY", help="what the inputs are, if their endings do not say"
+        "--from",
+        dest="origin",
+        metavar="MODALITY",
+        help="what the inputs are, if their endings do not say; of shards: the source field, or several: image+text:en",
     )
     it.add_argument("--device", help="cpu, cuda, …")
     it.add_argument("--batch-size", type=int, default=64)
@@ -53,6 +54,7 @@ def parser() -> Parser:
         "--via", metavar="FIELD", help="go by way of a field; auto: if the evaluation table says it is better"
     )
     add_candidates(it)
+    add_shards(it)
     add_generation(it)
     return it
 
@@ -64,6 +66,20 @@ def add_candidates(it: Parser) -> None:
         "--rank", choices=["back", "own", "both"], default="back",
         help="by the likelihood of the way back, of the answer, or of both (default: back)",
     )  # fmt: skip
+
+
+def add_shards(it: Parser) -> None:
+    """Options of whole datasets."""
+    shards = it.add_argument_group("shards")
+    shards.add_argument(
+        "--field",
+        dest="fields",
+        action="append",
+        default=[],
+        metavar="FIELD=PLACE",
+        help="a field in a JSON member: 'text:*=json.text.*'",
+    )
+    shards.add_argument("--copy", action="store_true", help="write the members that samples have beside the new one")
 
 
 def add_generation(it: Parser) -> None:
@@ -88,109 +104,40 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.batch_size < 1:
         raise ValueError(f"--batch-size {options.batch_size} is not possible: give 1 or more")
-    inputs = list(expand(options.inputs))
-    from anyxform.pipeline import load  # torch is imported only now
-    from anyxform.sampling import Sampling
+    from anyxform.sampling import Sampling  # torch is imported only now
 
     chosen = {name: value for name, value in vars(options).items() if name in Sampling.__dataclass_fields__}
     Sampling(**chosen)  # complains before anything is loaded
+    if are_shards(options.inputs):
+        return convert_shards(options, {name: value for name, value in chosen.items() if name != "seed"})
+    if options.fields or options.copy:
+        raise ValueError("--field and --copy are for shards")
+    inputs = list(expand(options.inputs))
+    from anyxform.cli.answering import Choice, Failure, answers, by_way, read_inputs
+    from anyxform.cli.writer import Writer
+    from anyxform.pipeline import load
+
     pipeline = load(options.checkpoint, device=options.device)
     target = pipeline.field(options.to)
     if options.origin is not None and options.origin not in pipeline.modalities:
         raise ValueError(f"--from {options.origin}: the model reads {', '.join(pipeline.modalities)}")
     others = [pipeline.read(it) for it in options.others]
     modality, failed = pipeline.modalities[target.modality], 0
-    with Writer(options.out, modality, str(target), inputs, options.others) as writer:
-        for start in range(0, len(inputs), options.batch_size):
-            chunk = inputs[start : start + options.batch_size]
-            asked = {**chosen, "seed": options.seed + start}
-            choice = {"via": options.via, "n": options.n, "rank": options.rank}
-            results = _convert(pipeline, chunk, others, target, options.origin, asked, **choice)
-            for given, result in zip(chunk, results):
-                if isinstance(result, Failure) and len(inputs) == 1 and writer.lines is None:
-                    raise ValueError(result.reason)
-                failed += isinstance(result, Failure)
-                writer.write(given, result)
+    with Writer(options.out, modality, str(target), inputs, options.others, options.format) as writer:
+        asked = read_inputs(pipeline, inputs, others, target, options.origin)
+        if options.via is not None:
+            asked = by_way(pipeline, asked, options.via, options.seed, options.batch_size)
+        if options.n != 1 and writer.format not in (None, "txt"):
+            raise ValueError(f"-n {options.n} is not possible with {writer.format}: candidates are of whole inputs")
+        choice = Choice(options.n, options.rank, options.seed, options.batch_size, writer.format, chosen)
+        for given, result in zip(inputs, answers(pipeline, asked, choice)):
+            if isinstance(result, Failure) and len(inputs) == 1 and writer.lines is None:
+                raise ValueError(result.reason)
+            failed += isinstance(result, Failure)
+            writer.write(given, result)
     if failed:
         print(f"anyxform: {failed} of {len(inputs)} inputs failed", file=sys.stderr)
     return 1 if failed else 0
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an input gave nothing."""
-
-    reason: str
-
-
-def _convert(
-    pipeline: "Pipeline",
-    inputs: Sequence[str],
-    others: Sequence[tuple[str, Any]],
-    target: "Field",
-    origin: str | None,
-    options: dict[str, Any],
-    *,
-    via: str | None = None,
-    n: int = 1,
-    rank: "Rank" = "back",
-) -> list[Any]:
-    """A value or a `Failure` for each input."""
-    from anyxform.field import Direction, Field
-
-    asked, results = dict[int, tuple[Direction, Sequence[Any]]](), dict[int, Any]()
-    for number, given in enumerate(inputs):
-        try:
-            sources = [pipeline.read((origin, given) if origin else given), *others]
-            direction = Direction(tuple(Field(name) for name, _ in sources), target)
-            asked[number] = direction, [value for _, value in sources]
-        except (ValueError, OSError) as error:
-            results[number] = _failure(error)
-    size = len(inputs)
-    if via is not None:
-        _requests(pipeline, asked, results, options["seed"])  # only what can be read goes on
-        directions, values = [it for it, _ in asked.values()], [it for _, it in asked.values()]
-        routes = [pipeline.route(direction, via) for direction in directions]
-        seeds = [options["seed"] + number for number in asked]
-        asked = dict(zip(asked, zip(*pipeline.onward(directions, values, routes, seeds=seeds, batch_size=size))))
-    requests = _requests(pipeline, asked, results, options["seed"])
-    if n == 1:
-        found = pipeline.respond(list(requests.values()), batch_size=size, **options)
-    else:
-        ranked = pipeline.ranked(
-            [direction for direction, _ in asked.values()],
-            [values for _, values in asked.values()],
-            requests=list(requests.values()),
-            n=n,
-            rank=rank,
-            batch_size=size,
-            **options,
-        )
-        found = [candidates[0].value for candidates in ranked]
-    results |= dict(zip(requests, found))
-    return [results[number] for number in range(len(inputs))]
-
-
-def _requests(
-    pipeline: "Pipeline",
-    asked: dict[int, tuple["Direction", Sequence[Any]]],
-    results: dict[int, Any],
-    seed: int,
-) -> dict[int, "Request"]:
-    """Requests for what is asked, each with its own seed; what cannot be asked becomes a `Failure`."""
-    requests = {}
-    for number, (direction, values) in list(asked.items()):
-        try:
-            request = pipeline.request(direction, values)
-            requests[number] = replace(request, seed=seed + number)  # whatever becomes of the others
-        except ValueError as error:
-            results[number] = _failure(error)
-            del asked[number]
-    return requests
-
-
-def _failure(error: Exception) -> Failure:
-    return Failure(" ".join(str(error).split()))
 
 
 def expand(inputs: Sequence[str]) -> Iterator[str]:
@@ -212,96 +159,3 @@ def _meant_as_glob(given: str, magic: int) -> bool:
     """Whether what fits no file was not meant as a text: one word with * or /, or in a folder that there is."""
     one_word = not re.search(r"\s", given) and ("*" in given or "/" in given)
     return one_word or there(given[:magic].rpartition("/")[0], Path.is_dir)
-
-
-def there(given: str, test: Callable[[Path], bool]) -> bool:
-    """Whether a path passes a test such as `Path.is_file`; what is too long for a path does not."""
-    try:
-        return bool(given) and test(Path(given))
-    except OSError:  # longer than a path may be: a text
-        return False
-
-
-class Writer:
-    """Puts results where the user wants them: on the screen, into a file, a folder, or lines of JSON."""
-
-    def __init__(
-        self, out: Path | None, modality: "Modality", to: str, inputs: Sequence[str], others: Sequence[str] = ()
-    ) -> None:
-        self.out, self.modality, self.to, self.several = out, modality, to, len(inputs) > 1
-        self.ending = modality.extensions[0] if modality.extensions else "bin"
-        self.sources = {Path(it).resolve() for it in (*inputs, *others) if there(it, Path.is_file)}
-        self.lines: TextIO | None = None
-        self.count = 0
-        self.file: Path | None = None  # the one file that the user names
-        self.folder = Path()
-        if out is None:
-            return
-        if out.suffix == ".jsonl":
-            self.folder = out.with_suffix("")
-        elif out.is_dir() or not (out.suffix or out.is_file()):
-            self.folder = out
-        elif self.several:
-            raise ValueError(f"-o {out} is one file, and there are several inputs: give a folder or a .jsonl")
-        elif out.suffix.lower() != f".{self.ending}":
-            raise ValueError(
-                f"-o {out}: {modality.name} is written as .{self.ending}: give such a file, a folder or a .jsonl"
-            )
-        else:
-            self.file = out
-
-    def __enter__(self) -> "Writer":
-        if self.out is not None and self.out.suffix == ".jsonl":
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            # a path that is no unicode is written as JSON's own \udcff
-            self.lines = open(self.out, "w", encoding="utf-8", errors="backslashreplace")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.lines is not None:
-            self.lines.close()
-
-    def write(self, given: str, result: Any) -> None:
-        """Write the next result, or say why there is none."""
-        self.count += 1
-        if self.lines is not None:
-            self._line(given, result)
-        elif isinstance(result, Failure):
-            where = "" if given in result.reason else f"{given[:60]!r}: "
-            print(f"anyxform: error: {where}{result.reason}", file=sys.stderr)
-        elif self.out is None and self.modality.literal:
-            print(f"{given}\t{result}" if self.several else result)
-        else:
-            print(self._save(given, result))
-
-    def _line(self, given: str, result: Any) -> None:
-        assert self.lines is not None
-        if isinstance(result, Failure):
-            answer = {"error": result.reason}
-        elif self.modality.literal:
-            answer = {self.modality.name: result}
-        else:
-            answer = {"path": str(self._save(given, result))}
-        self.lines.write(json.dumps({"source": given, "to": self.to, **answer}, ensure_ascii=False) + "\n")
-        self.lines.flush()
-
-    def place(self, given: str) -> Path:
-        """Where the next result goes."""
-        return self.file or self._path(given)
-
-    def _save(self, given: str, result: Any) -> Path:
-        path = self.place(given)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.modality.save(result))
-        return path
-
-    def _path(self, given: str) -> Path:
-        """Named like the input. No source is overwritten, and in the current folder, which nobody named, nothing is."""
-        name = Path(given).stem if there(given, Path.is_file) else given
-        slug = re.sub(r"[^\w-]+", "-", name).strip("-")[:40] or "result"
-        stem = f"{self.count:04d}-{slug}" if self.several else slug
-        path, number = self.folder / f"{stem}.{self.ending}", 1
-        while path.exists() and (self.out is None or path.resolve() in self.sources):
-            number += 1
-            path = self.folder / f"{stem}-{number}.{self.ending}"
-        return path

@@ -1,10 +1,12 @@
 """Recordings that soundfile cannot read, through PyAV (the extra ``av``): m4a, aac, wma, webm, the sound of videos."""
 
 import io
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-import numpy as np
+import torch
+from torch import Tensor
 
 ADTS = (b"\xff\xf1", b"\xff\xf9")
 """How an aac begins, which states no length: FFmpeg guesses one from the first frames."""
@@ -19,42 +21,49 @@ def fits(data: bytes) -> bool:
     return any(data.startswith(starts, place) for place, starts in STARTS.items())
 
 
-def decode(data: bytes, largest: int) -> tuple[np.ndarray, int]:
-    """The first sound of a container: samples ``[n, channels]`` (float32) and their rate in Hz.
+def decode(data: bytes) -> tuple[int, Iterator[Tensor]]:
+    """The first sound of a container: its rate in Hz, and mono samples ``[n]`` (float32) frame by frame.
 
-    ValueError: PyAV is not installed, or the container is damaged, cut short, without sound, or of more than `largest`
-    samples.
+    ValueError, here or while it is read: PyAV is not installed, the container is damaged, cut short or has no sound.
     """
     try:
         import av
     except ImportError:
         raise ValueError("this kind of recording needs PyAV: pip install 'anyxform[av]'") from None
     try:
-        with av.open(io.BytesIO(data), mode="r") as file:
-            if not file.streams.audio:
-                raise ValueError("the file has no sound: give one that has")
-            stream = file.streams.audio[0]
-            samples, rate = _samples(file, stream, av.AudioResampler("fltp"), largest), stream.rate
-            stated = 0.0 if data.startswith(ADTS) else _seconds(file, stream)
+        file = av.open(io.BytesIO(data), mode="r")
     except av.FFmpegError as error:
-        raise ValueError(
-            f"not a recording that can be read ({error.strerror}): export it again, as flac say"
-        ) from error
-    if len(samples) < TOLERANCE * stated * rate:
-        raise ValueError(f"the recording is cut short: {len(samples) / rate:.4g} of {stated:.4g} s: copy it again")
-    return samples, rate
+        raise _unreadable(error) from error
+    if not file.streams.audio:
+        raise ValueError("the file has no sound: give one that has")
+    stream = file.streams.audio[0]
+    frames = _frames(file, 0.0 if data.startswith(ADTS) else _seconds(file, stream))
+    first = next(frames, torch.zeros(0))  # only now the rate is sure
+    if not stream.rate:
+        raise ValueError("the file has no sound: give one that has")
+    return stream.rate, chain([first], frames)
 
 
-def _samples(file: Any, stream: Any, resampler: Any, largest: int) -> np.ndarray:
-    """All frames as floats, whatever the codec gives; the rate stays."""
-    parts, size = [np.zeros((stream.channels, 0), dtype=np.float32)], 0
-    for frame in chain(file.decode(stream), [None]):
-        for part in resampler.resample(frame):
-            parts.append(part.to_ndarray())
-            size += parts[-1].size
-            if size > largest:  # silence of days is a small file
-                raise ValueError(f"the recording has more than {largest} samples: cut it")
-    return np.concatenate(parts, axis=1).T
+def _frames(file: Any, stated: float) -> Iterator[Tensor]:
+    """The mean of the channels of all frames, whatever the codec gives; the rate stays."""
+    import av
+
+    stream, resampler, size = file.streams.audio[0], av.AudioResampler("fltp"), 0
+    try:
+        with file:
+            for frame in chain(file.decode(stream), [None]):
+                for part in resampler.resample(frame):
+                    samples = torch.from_numpy(part.to_ndarray()).mean(dim=0)
+                    size += len(samples)
+                    yield samples
+    except av.FFmpegError as error:
+        raise _unreadable(error) from error
+    if size < TOLERANCE * stated * stream.rate:
+        raise ValueError(f"the recording is cut short: {size / stream.rate:.4g} of {stated:.4g} s: copy it again")
+
+
+def _unreadable(error: Any) -> ValueError:
+    return ValueError(f"not a recording that can be read ({error.strerror}): export it again, as flac say")
 
 
 def _seconds(file: Any, stream: Any) -> float:

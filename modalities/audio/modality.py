@@ -6,19 +6,21 @@ from typing import Any, ClassVar
 
 import jiwer
 import torch
-import torchaudio.functional as AF
 from torch import Tensor, nn
 
-from anyxform.modality import Modality, Score
+from anyxform.modality import Modality, Piece, Score
 from modalities.audio import judge, region, spectrogram, waveform
 from modalities.audio.augment import augment
 from modalities.audio.waveform import SAMPLE_RATE, Waveform
+from modalities.audio.windows import windows
 
 STRIDE = 4
 """Frames of a token, on either side of the model: 20 tokens a second."""
 VOCODERS: dict[str, Callable[[Tensor], Tensor]] = {"griffin-lim": spectrogram.griffin_lim}
 """From frames ``[F, M]`` to samples at 16 kHz. A trained one registers itself here by name."""
 MAX_COMPARED = 6
+PAUSE = 0.25
+"""Seconds between recordings that are joined."""
 
 
 class Audio(Modality):
@@ -26,6 +28,8 @@ class Audio(Modality):
 
     name: ClassVar[str] = "audio"
     extensions: ClassVar[tuple[str, ...]] = ("wav", "flac", "ogg", "opus", "mp3", "m4a", "aac", "wma", "webm")
+    unit: ClassVar[str] = "seconds"
+    joins: ClassVar[bool] = True
     decoding: ClassVar = "masked"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"lsd", "duration_error", "judge_wer", "judge_cer"})
 
@@ -70,7 +74,7 @@ class Audio(Modality):
             raise ValueError(
                 f"the recording lasts {value.seconds:.1f} s, longer than max_seconds={self.max_seconds:g}: cut it"
             )
-        frames = spectrogram.log_mel(AF.resample(value.samples, value.sample_rate, SAMPLE_RATE), STRIDE)
+        frames = spectrogram.log_mel(waveform.at_model_rate(value), STRIDE)
         return augment(frames, generator, self.augment, STRIDE) if train and self.augment else frames
 
     def source_positions(self, tensor: Tensor) -> Tensor:
@@ -105,6 +109,31 @@ class Audio(Modality):
 
     def paste(self, original: Waveform, edited: Waveform, mask: Tensor) -> Waveform:
         return region.paste(original, edited, mask)
+
+    def split(self, value: Waveform) -> list[Piece]:
+        """Utterances, the longer ones cut as `windows` says; what is not too long is read whole, if anyone speaks."""
+        samples = waveform.at_model_rate(value)
+        found = windows(samples, SAMPLE_RATE, self.max_seconds)
+        if found and value.seconds <= self.max_seconds:
+            return [Piece(value, found[0].start / SAMPLE_RATE, found[-1].end / SAMPLE_RATE)]
+        return [
+            Piece(
+                Waveform(samples[it.first : it.last]),
+                start=it.start / SAMPLE_RATE,
+                end=it.end / SAMPLE_RATE,
+                overlap=it.overlap / SAMPLE_RATE,
+                between=" ",
+            )
+            for it in found
+        ]
+
+    def join(self, values: Sequence[Waveform], pieces: Sequence[Piece]) -> Waveform:
+        """One after the other, at 16 kHz, with pauses of `PAUSE` seconds."""
+        if len(values) < 2:
+            return super().join(values, pieces)
+        pause = torch.zeros(round(PAUSE * SAMPLE_RATE))
+        parts = [part for it in values for part in (pause, waveform.at_model_rate(it))]
+        return Waveform(torch.cat(parts[1:]))
 
     def fit(self, values: Sequence[Waveform], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
         from modalities.audio.tokenizer import train
@@ -152,9 +181,7 @@ class Audio(Modality):
 
     def metrics(self, predicted: Waveform, reference: Waveform) -> dict[str, Score]:
         """Log-spectral distance (dB), the prediction stretched to the reference's length; seconds between the two."""
-        frames = [
-            spectrogram.log_mel(AF.resample(v.samples, v.sample_rate, SAMPLE_RATE), 1) for v in (predicted, reference)
-        ]
+        frames = [spectrogram.log_mel(waveform.at_model_rate(it), 1) for it in (predicted, reference)]
         return {
             "lsd": Score(spectrogram.distance(frames[0], frames[1])),
             "duration_error": Score(abs(predicted.seconds - reference.seconds)),

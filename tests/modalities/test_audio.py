@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 import soundfile
 import torch
+import torchaudio
 from torch import Tensor
 
 from anyxform.shards import index
@@ -145,9 +146,10 @@ def test_an_aac_that_begins_with_silence_is_whole() -> None:
 
 
 def test_a_container_of_days_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waveform, "LARGEST", 40_000)
-    with pytest.raises(ValueError, match="more than 40000 samples: cut it"):
-        waveform.read(contained(sines(rate=48_000), "ipod", "aac"))
+    data = contained(sines(rate=48_000), "ipod", "aac")
+    monkeypatch.setattr(waveform, "LARGEST", 15_000)
+    with pytest.raises(ValueError, match=r"longer than 0.00026 hours: cut it"):
+        waveform.read(data)
 
 
 def test_without_pyav_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +190,21 @@ def test_samples_that_are_no_numbers_are_refused(bad: float) -> None:
 
 def test_enormous_recordings_are_refused_before_they_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(torch.zeros(20_000), "FLAC", "PCM_16", 16_000, channels=2)
-    monkeypatch.setattr(waveform, "LARGEST", 39_999)
-    with pytest.raises(ValueError, match="40000 samples, more than 39999"):
+    monkeypatch.setattr(waveform, "LARGEST", 19_999)
+    monkeypatch.setattr(waveform, "_blocks", None)
+    with pytest.raises(ValueError, match=r"longer than 0.000347 hours: cut it"):
         waveform.read(data)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("size", [999, 100_000])
+def test_blocks_are_resampled_as_all_at_once(rate: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = torch.randn(5 * rate + 7, generator=torch.Generator().manual_seed(0))
+    expected = torchaudio.functional.resample(samples, rate, 16_000)
+    monkeypatch.setattr(waveform, "BLOCK", 1)
+    made = list(waveform.resampled(samples.split(size), rate))
+    assert len(made) > 4
+    torch.testing.assert_close(torch.cat(made), expected, rtol=0, atol=1e-5)
 
 
 def test_stereo_becomes_the_mean() -> None:

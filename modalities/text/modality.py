@@ -15,8 +15,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from anyxform.modality import Modality, Score
+from anyxform.modality import Modality, Piece, Score
+from modalities.text import overlap, sentences
 
+CHARACTERS = 16
+"""More than a token has on average: as many times the most tokens are looked at when a long text is cut."""
 WORDS = ("a", "red", "fish", "une", "grenouille", "verte", "тигр", "和", "🐸", "d'été")
 ELLIPSIS = "…"
 SPACE = "Ġ"
@@ -34,6 +37,9 @@ class Text(Modality):
     extensions: ClassVar[tuple[str, ...]] = ("txt",)
     literal: ClassVar[bool] = True
     elastic: ClassVar[bool] = True
+    unit: ClassVar[str] = "characters"
+    joins: ClassVar[bool] = True
+    most_repeats: ClassVar[int] = 6
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"wer", "cer"})
 
     def __init__(self, vocab_size: int = 4096, max_length: int = 128, tokenizer: str | None = None) -> None:
@@ -136,6 +142,50 @@ class Text(Modality):
         if not edited.startswith(before) or not edited.endswith(behind) or len(edited) < len(before) + len(behind):
             raise ValueError(f"{edited[:40]!r} does not go on from {before[-40:]!r}")  # a word has grown at its end
         return head + edited[len(before) : len(edited) - len(behind)] + tail
+
+    def split(self, value: str) -> list[Piece]:
+        """Sentences, if the text is too long for the model; of a sentence that is too long itself, parts."""
+        if len(self._encode(value)) <= self.max_length:
+            return [Piece(value, 0, len(value))]
+        text, pieces, before = unicodedata.normalize("NFC", value), list[Piece](), 0
+        for start, end in sentences.spans(text, self._longest):
+            pieces.append(Piece(text[start:end], start, end, between=text[before:start] if pieces else ""))
+            before = end
+        return pieces
+
+    def _longest(self, text: str) -> int:
+        """How many of a text's first characters have at most `max_length` tokens."""
+        text = text[: CHARACTERS * self.max_length]
+        encoding = self.tokenizer.encode(text)
+        if len(encoding.ids) <= self.max_length:
+            return len(text)
+        cut = encoding.offsets[self.max_length][0]
+        while cut > 1 and len(self._encode(text[:cut])) > self.max_length:  # a token more where a merge is broken
+            cut -= 1
+        return max(1, cut)
+
+    def merge(self, values: Sequence[str], pieces: Sequence[Piece]) -> list[str]:
+        """Words that two windows share stand in one of the values only: see `overlap.seam`."""
+        if len(values) < 2:
+            return list(values)
+        merged = [value.strip() for value in values]
+        for number in range(1, len(merged)):
+            piece = pieces[number]
+            if piece.overlap:
+                heard = len(overlap.WORDS.findall(merged[number]))
+                share = piece.overlap / (piece.end - piece.start + piece.overlap / 2)
+                end, start = overlap.seam(merged[number - 1], merged[number], heard * min(1.0, share))
+                merged[number - 1], merged[number] = merged[number - 1][:end], merged[number][start:].lstrip()
+        return merged
+
+    def join(self, values: Sequence[str], pieces: Sequence[Piece]) -> str:
+        """One after the other, with what stood between them; of nothing, the empty text."""
+        text = ""
+        for value, piece in zip(values, pieces):
+            unspaced = overlap.ENDS_UNSPACED.search(text) and overlap.STARTS_UNSPACED.search(value)
+            between = "" if piece.between == " " and unspaced else piece.between
+            text += between + value if text and value else value
+        return text
 
     def fit(self, values: Sequence[str], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
         """Learn merges (there is no step to count and no chance in it)."""
