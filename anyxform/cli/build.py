@@ -4,13 +4,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from glob import glob
 from pathlib import Path
 from typing import Any
 
 from anyxform.checkpoint import load_modality
 from anyxform.data import Rows, condition_names
-from anyxform.dataset import Dataset, open_datasets
+from anyxform.dataset import Dataset, open_datasets, shards_of
 from anyxform.directions import Directions
 from anyxform.field import Direction, Field
 from anyxform.modality import Modality, get_modality
@@ -161,7 +160,7 @@ class Data:
     @cached_property
     def _every_kind(self) -> set[tuple[Field, ...]]:
         """Found in one walk over all samples, which is long where they are many."""
-        return {tuple(fields) for dataset in self.train.values() for fields in dataset.readable()}
+        return {fields for dataset in self.train.values() for fields in dataset.kinds()}
 
 
 def _directions(kinds: Iterable[Sequence[Field]], directions: Directions) -> list[Direction]:
@@ -171,8 +170,5 @@ def _directions(kinds: Iterable[Sequence[Field]], directions: Directions) -> lis
 def having_split(datasets: Mapping[str, Any], root: str, split: str) -> dict[str, Any]:
     """The datasets that have shards of their own for a split."""
     patterns = {name: [c["shards"]] if isinstance(c["shards"], str) else c["shards"] for name, c in datasets.items()}
-    return {
-        name: datasets[name]
-        for name, some in patterns.items()
-        if any("{split}" in p and glob(str(Path(root) / p.replace("{split}", split))) for p in some)
-    }
+    own = {name: [p for p in some if "{split}" in p] for name, some in patterns.items()}
+    return {name: datasets[name] for name, some in own.items() if shards_of({"shards": some}, root, split)}

@@ -151,6 +151,9 @@ class Run:
             validate, sample = self._validation(pad), self._probes(journal)
             self._steps(rows, interrupts, shown, journal, saver, validate, sample)
             saver.wait()
+        if fetched := rows.counts.fetched:
+            size = f"{fetched['shards']} shards fetched, {fetched['bytes'] / 1e9:.2f} GB"
+            print(f"{size}; {fetched['failed']} tries failed and were made again", file=sys.stderr)
         if rows.counts.reasons:
             reasons = "; ".join(rows.counts.reasons[:3])
             print(f"left out {rows.counts.broken} of {rows.counts.samples} samples: {reasons}", file=sys.stderr)
