@@ -148,6 +148,27 @@ def open_indices(names: Sequence[str]) -> list[Index]:
         return list(pool.map(open_index, names))
 
 
+def ensure(name: str, folder: Path | None = None, *, again: bool = False) -> tuple[Index, bool]:
+    """The index of a shard with checksums, written if there is none that fits or `again`; and whether it was.
+
+    It is written beside the shard, or into `folder`; without one, of a remote shard it is kept in the cache.
+    """
+    shard = stat(name)
+    target = _place(shard) if shard.remote else Path(name_beside(shard.name))
+    if folder:
+        target = folder / name_beside(shard.name).partition("?")[0].rpartition("/")[2]
+    if not again:
+        stored = _read(target, shard)
+        if shard.remote and not folder and (stored is None or stored.shard != shard):
+            with suppress(ValueError):  # one that cannot be read is as none
+                stored = beside_of(shard)
+        if stored and stored.read and fits(stored, shard):
+            return stored.index, False
+    found = index(shard, contents=True)
+    _write(target, to_bytes(shard, found))
+    return found, True
+
+
 def beside_of(shard: Shard) -> Stored | None:
     """The index beside a shard, if there is one, whether it fits or not. ValueError: it cannot be read."""
     name = name_beside(shard.name)
@@ -162,17 +183,18 @@ def beside_of(shard: Shard) -> Stored | None:
     return from_bytes(data, shard, name)
 
 
-def write_beside(shard: Shard, found: Index, folder: Path | None = None) -> Path:
-    """Write an index beside a shard, or into `folder`, whole or not at all; where it is."""
-    name = name_beside(shard.name.partition("?")[0])
-    path = Path(name) if folder is None else folder / name.rpartition("/")[2]
-    _write(path, to_bytes(shard, found))
-    return path
+def write_beside(shard: Shard, found: Index) -> None:
+    """Write an index beside a local shard, whole or not at all."""
+    _write(Path(name_beside(shard.name)), to_bytes(shard, found))
 
 
 def _kept(shard: Shard) -> Stored | None:
+    return _read(_place(shard), shard)
+
+
+def _read(path: Path, shard: Shard) -> Stored | None:
     try:
-        return from_bytes(_place(shard).read_bytes(), shard, _place(shard))
+        return from_bytes(path.read_bytes(), shard, path)
     except (OSError, ValueError):  # there is none, or of an earlier version, or damaged: one is made
         return None
 

@@ -91,8 +91,8 @@ def _members(shard: Shard, file: int, damage: list[str]) -> Iterator[tuple[str, 
         info = _header(header)
         if info is None:
             if not problem:
-                problem = f"broken header at byte {position}: samples are lost up to the next whole one"
-                damage.append(f"{shard}: {problem}")
+                problem = f"broken header at byte {position}"
+                damage.append(f"{shard}: {problem}: samples are lost up to the next whole one")
             said, zeros = {}, 0
             position += BLOCK
             continue
