@@ -2,17 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
 
 from anyxform.cli.arguments import Parser
 from anyxform.cli.bar import progress_bar
-
-_T, _R = TypeVar("_T"), TypeVar("_R")
+from anyxform.cli.processes import in_processes
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,8 +19,7 @@ def main(arguments: Sequence[str]) -> int:
         "its JSON holds. Training then reads no shard before it needs it, and whatever changes later is named.",
     )
     parser.add_argument("shards", nargs="+", help="paths or URLs, with * or braces: 'https://x/train-{000..127}.tar'")
-    parser.add_argument("--out", type=Path, help="the folder for the indices (default: beside each shard; of remote ones, "
-                        "in the cache)")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="a folder for them (default: beside each shard; if remote, the cache)")
     parser.add_argument("--again", action="store_true", help="also where there is one that fits")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     options = parser.parse_args(arguments)
@@ -47,26 +42,6 @@ def main(arguments: Sequence[str]) -> int:
     if damaged:
         print(f"{damaged:,} shards are damaged", file=sys.stderr)
     return int(damaged > 0)
-
-
-def in_processes(work: Callable[[_T], _R], items: Sequence[_T], workers: int) -> Iterator[_R]:
-    """What `work` makes of the items, as it is done, in so many processes."""
-    if workers < 1:
-        raise ValueError(f"--workers {workers} is not possible: give 1 or more")
-    if min(workers, len(items)) <= 1:
-        yield from map(work, items)
-        return
-    with ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(work, item) for item in items]
-        try:
-            yield from _done(futures)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _done(futures: Iterable) -> Iterator:
-    for future in as_completed(futures):
-        yield future.result()
 
 
 def _index(name: str, folder: Path | None, again: bool) -> tuple[bool, int, list[str]]:
