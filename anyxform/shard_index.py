@@ -129,7 +129,12 @@ def open_index(name: str | Path) -> Index:
     if not shard.remote and kept and kept.shard == shard:
         found = kept.index
     else:
-        found = index(shard, contents=shard.remote)
+        try:
+            found = index(shard, contents=shard.remote)
+        except storage.Missing:
+            raise
+        except ValueError as error:  # no tar: that shall not hide the other shards
+            found = Index(Samples.pack(shard, []), [str(error)])
         if shard.remote or len(found.samples) >= PAYS_FROM:
             _keep(shard, found)
     if beside:

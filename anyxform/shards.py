@@ -19,6 +19,10 @@ from anyxform.storage import Shard, stat
 
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _PAX, _LONG_NAME = tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME
+_GZIP = b"\x1f\x8b"
+_MAGIC, _MAGIC_AT = b"ustar", 257
+_SOUGHT = 2**20
+"""Bytes that are looked through at once."""
 _RECORD = re.compile(rb"(\d{1,9}) ([^=]+)=")
 
 
@@ -80,7 +84,7 @@ def _samples(shard: Shard, file: int, contents: bool, damage: list[str]) -> Iter
 
 def _members(shard: Shard, file: int, damage: list[str]) -> Iterator[tuple[str, Member]]:
     """Name and place of every regular file whose header is whole; see POSIX ustar, pax and GNU long names."""
-    position, zeros, problem, whole = 0, 0, "", False
+    position, zeros, whole, broken = 0, 0, False, False
     said: dict[str, str] | None = {}  # of the next member, by a header of its own; None if that is broken
     while position + BLOCK <= shard.size:
         header = os.pread(file, BLOCK, position)
@@ -90,20 +94,18 @@ def _members(shard: Shard, file: int, damage: list[str]) -> Iterator[tuple[str, 
             continue
         info = _header(header)
         if info is None:
-            if not problem:
-                problem = f"broken header at byte {position}"
-                damage.append(f"{shard}: {problem}: samples are lost up to the next whole one")
-            said, zeros = {}, 0
-            position += BLOCK
+            damage.append(f"{shard}: broken header at byte {position}: samples are lost up to the next whole one")
+            position, said, zeros, broken = _next_header(file, position + 1, shard.size), {}, 0, True
             continue
         if zeros:
             damage.append(f"{shard}: {zeros} zero bytes before byte {position}: samples are lost, or tars were joined")
-        whole, problem, zeros = True, "", 0
+        whole, zeros, broken = True, 0, False
         data, size = position + BLOCK, int((said or {}).get("size", info.size))
         if data + size > shard.size:
             name = (said or {}).get("path") or info.name
             damage.append(f"{shard}: {name!r} is truncated: {shard.size - data} of {size} bytes are there")
-            return
+            position, said, broken = _next_header(file, data, shard.size), {}, True
+            continue
         if info.type in (_LONG_NAME, _PAX):
             said = _said(info.type, os.pread(file, size, data))
             if said is None:
@@ -114,8 +116,12 @@ def _members(shard: Shard, file: int, damage: list[str]) -> Iterator[tuple[str, 
             said = {}
         position = data + -(-size // BLOCK) * BLOCK
     if not whole and not zeros:
-        raise ValueError(f"{shard} is not a tar: {problem or f'it has {shard.size} bytes, less than one header'}")
-    damage += _wrong_end(shard, shard.size - position, zeros)
+        start = os.pread(file, 2, 0)
+        raise ValueError(
+            f"{shard} is not a tar: {'it is compressed, unpack it' if start == _GZIP else 'it has no whole header'}"
+        )
+    if not broken:
+        damage += _wrong_end(shard, shard.size - position, zeros)
 
 
 def _wrong_end(shard: Shard, rest: int, zeros: int) -> list[str]:
@@ -127,6 +133,18 @@ def _wrong_end(shard: Shard, rest: int, zeros: int) -> list[str]:
     if zeros > tarfile.RECORDSIZE + BLOCK:
         return [f"{shard} ends with {zeros} zero bytes, more than a tar does: samples may be missing"]
     return []
+
+
+def _next_header(file: int, start: int, size: int) -> int:
+    """Where the next whole header is: at any byte, as some may be lost or inserted. The file's size: there is none."""
+    while start < size:
+        part = os.pread(file, _SOUGHT, start)
+        for found in re.finditer(re.escape(_MAGIC), part[_MAGIC_AT:]):
+            block = os.pread(file, BLOCK, start + found.start())
+            if len(block) == BLOCK and _header(block):
+                return start + found.start()
+        start += max(1, len(part) - _MAGIC_AT - len(_MAGIC) + 1)
+    return size
 
 
 def _header(block: bytes) -> tarfile.TarInfo | None:
