@@ -43,6 +43,11 @@ def condition_names(datasets: Mapping[str, Dataset], modalities: Mapping[str, Mo
     return [*sorted(attributes), *(marker(name) for name in sorted(modalities))]
 
 
+def near_shards(datasets: Mapping[str, Dataset]) -> dict[str, Near]:
+    """Of the datasets that are read from shard to shard, how."""
+    return {n: Near(it.samples.runs, it.shards_at_once) for n, it in datasets.items() if it.shards_at_once}
+
+
 class Codes:
     """Targets as codes, the last ones kept."""
 
@@ -275,8 +280,7 @@ class Rows:
         train: bool = True,
     ) -> None:
         sizes = {name: len(dataset) for name, dataset in datasets.items()}
-        near = {n: Near(it.samples.runs, it.shards_at_once) for n, it in datasets.items() if it.shards_at_once}
-        order = Order(sizes, weights, seed, near)
+        order = Order(sizes, weights, seed, near_shards(datasets))
         self.examples = Examples(
             datasets,
             modalities,

@@ -117,11 +117,7 @@ class Data:
     def rows(self, split: str, model: Transformer, modalities: Mapping[str, Modality], *, seed: int, pad: bool) -> Rows:
         """The stream of rows of a split; validation is never augmented and read in this process."""
         config, train, datasets = self.config, split == "train", self.train if split == "train" else self.val
-        weights = {
-            n: float(c["weight"])
-            for n, c in config["datasets"].items()
-            if n in datasets and c.get("weight") is not None
-        }
+        weights = dataset_weights(config["datasets"], datasets)
         options = ("tokens_per_row", "pool", "max_broken", "condition_dropout", "attribute_dropout")
         return Rows(
             datasets,
@@ -165,6 +161,11 @@ class Data:
 
 def _directions(kinds: Iterable[Sequence[Field]], directions: Directions) -> list[Direction]:
     return sorted({found for kind in kinds for _, group in directions.fitting(kind) for found in group})
+
+
+def dataset_weights(configs: Mapping[str, Any], opened: Iterable[str]) -> dict[str, float]:
+    """The weights that configs of datasets give to those that are opened."""
+    return {n: float(c["weight"]) for n, c in configs.items() if n in opened and c.get("weight") is not None}
 
 
 def having_split(datasets: Mapping[str, Any], root: str, split: str) -> dict[str, Any]:
