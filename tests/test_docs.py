@@ -52,6 +52,8 @@ def home(tiny: Tiny, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         shutil.copy(sound, tmp_path / name)
     _as_flac(tmp_path / "hello.wav", tmp_path / "hello.flac")
     shutil.copytree(tmp_path / "pictures", tmp_path / "folder")
+    shutil.copytree(tiny.root / "shapes", tmp_path / "shards")
+    (tmp_path / "captions.csv").write_text("photo,caption\npictures/one.png,one\ncat.png,a cat\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -75,7 +77,10 @@ def test_a_command_works(line: str, home: Path, capsys: pytest.CaptureFixture[st
     elif name == "eval":
         assert main([name, *arguments, "split=val", "judges=false", "limit=2"]) == 0, capsys.readouterr().err
     elif name == "data":
-        assert arguments[0] != "check" or compose("check", arguments[1:])
+        if arguments[0] in ("check", "preview"):
+            assert compose(arguments[0], arguments[1:])
+        elif arguments[0] in ("build", "index"):
+            assert main([name, *arguments]) == 0, capsys.readouterr().err
     elif name in ("modalities", "doctor"):
         assert main([name]) == 0
 
