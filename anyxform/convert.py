@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from glob import glob
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -27,7 +26,8 @@ from anyxform.dataset import Dataset, extensions_of
 from anyxform.field import Direction, Field
 from anyxform.long import Job, Made, pooled
 from anyxform.pipeline import Pipeline
-from anyxform.shards import Sample
+from anyxform.shard_samples import Sample
+from anyxform.storage import expand, is_remote
 
 POOL = 16
 """Batches that are sorted by length together."""
@@ -37,7 +37,7 @@ POOL = 16
 class Progress:
     """How much of a shard is done."""
 
-    shard: Path
+    shard: str
     samples: int
     failed: int
     total: int
@@ -84,9 +84,11 @@ class Conversion:
             "steps": self.pipeline.facts.get("facts", {}).get("steps"),
         }
 
-    def open(self, shard: Path) -> Dataset:
+    def open(self, shard: str) -> Dataset:
         """The samples of a shard. ValueError: there are none."""
-        return Dataset(shard.stem, [shard], extensions=extensions_of(self.pipeline.modalities), fields=self.fields)
+        return Dataset(
+            file_name(shard), [shard], extensions=extensions_of(self.pipeline.modalities), fields=self.fields
+        )
 
     def job(self, dataset: Dataset, number: int) -> Job:
         """What is to be done for a sample. ValueError: it lacks the source, is broken, has the new member already."""
@@ -95,7 +97,7 @@ class Conversion:
             raise ValueError(f"it has a .{self.ending} already")
         fields = choose(found, self.sources, self.target)
         values = [self.pipeline.modalities[it.modality].load(found[it]()) for it in fields]
-        seed = self.seed + (crc32(sample.shard.name.encode()) << 16) + number
+        seed = self.seed + (crc32(dataset.name.encode()) << 16) + number
         return self.pipeline.job(Direction(fields, self.target), values, seed)
 
 
@@ -116,7 +118,7 @@ def choose(found: Iterable[Field], wanted: Sequence[Field] | None, target: Field
     return tuple(chosen)
 
 
-def convert(conversion: Conversion, shards: Sequence[Path], folder: Path) -> Iterator[Progress]:
+def convert(conversion: Conversion, shards: Sequence[str], folder: Path) -> Iterator[Progress]:
     """Convert the shards that are not done yet, and list in failed.jsonl what failed in any that is.
 
     ValueError, before anything is written: two shards have one name, the folder is of another conversion, or its source
@@ -125,18 +127,18 @@ def convert(conversion: Conversion, shards: Sequence[Path], folder: Path) -> Ite
     _prepare(conversion, shards, folder)
     try:
         for shard in shards:
-            if not (folder / shard.name).exists():
+            if not (folder / file_name(shard)).exists():
                 yield from _convert_shard(conversion, shard, folder)
     finally:
         list_failures(folder)
 
 
-def _prepare(conversion: Conversion, shards: Sequence[Path], folder: Path) -> None:
-    names = [shard.name for shard in shards]
+def _prepare(conversion: Conversion, shards: Sequence[str], folder: Path) -> None:
+    names = [file_name(shard) for shard in shards]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"several shards are called {twice[0]}: convert them into a folder each")
-    if any(shard.resolve().parent == folder.resolve() for shard in shards):
+    if any(Path(shard).resolve().parent == folder.resolve() for shard in shards if not is_remote(shard)):
         raise ValueError(f"-o {folder} is where the shards are: give another folder")
     settings, record = conversion.settings(), folder / "run.json"
     if record.exists():
@@ -149,7 +151,7 @@ def _prepare(conversion: Conversion, shards: Sequence[Path], folder: Path) -> No
     _replace(record, lambda path: write_json(path, settings))
 
 
-def _check_source(conversion: Conversion, shards: Sequence[Path]) -> None:
+def _check_source(conversion: Conversion, shards: Sequence[str]) -> None:
     """ValueError: the first sample that can be read has several fields."""
     for shard in shards:
         try:
@@ -160,7 +162,7 @@ def _check_source(conversion: Conversion, shards: Sequence[Path]) -> None:
         return
 
 
-def _convert_shard(conversion: Conversion, shard: Path, folder: Path) -> Iterator[Progress]:
+def _convert_shard(conversion: Conversion, shard: str, folder: Path) -> Iterator[Progress]:
     try:
         dataset = conversion.open(shard)
     except (ValueError, OSError) as error:  # no shard appears: it is tried again when the run is repeated
@@ -168,7 +170,7 @@ def _convert_shard(conversion: Conversion, shard: Path, folder: Path) -> Iterato
         yield Progress(shard, samples=0, failed=1, total=0)
         return
     failures = [_failure(shard, None, line) for line in dataset.damage]
-    with _appearing(folder / shard.name) as writer:
+    with _appearing(folder / file_name(shard)) as writer:
         for number, result in enumerate(_results(conversion, dataset)):
             if isinstance(result, Exception):
                 failures.append(_failure(shard, dataset.samples[number].key, result))
@@ -227,13 +229,13 @@ def _members(conversion: Conversion, sample: Sample, made: Made) -> dict[str, An
     return {"__key__": sample.key, **copied, conversion.ending: data}
 
 
-def _failure(shard: Path, key: str | None, error: Exception | str) -> dict[str, Any]:
-    return {"shard": str(shard), "key": key, "error": " ".join(str(error).split())}
+def _failure(shard: str, key: str | None, error: Exception | str) -> dict[str, Any]:
+    return {"shard": shard, "key": key, "error": " ".join(str(error).split())}
 
 
-def _write_failures(folder: Path, shard: Path, failures: Sequence[Mapping[str, Any]]) -> None:
+def _write_failures(folder: Path, shard: str, failures: Sequence[Mapping[str, Any]]) -> None:
     """Before the shard itself appears, so that none is done whose failures are unknown."""
-    path = folder / "failed" / f"{shard.stem}.jsonl"
+    path = folder / "failed" / f"{Path(file_name(shard)).stem}.jsonl"
     path.unlink(missing_ok=True)
     if failures:
         path.parent.mkdir(exist_ok=True)
@@ -265,22 +267,24 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     temporary.replace(path)
 
 
-def shards_of(patterns: Sequence[str]) -> list[Path]:
+def shards_of(patterns: Sequence[str]) -> list[str]:
     """The shards that patterns such as ``shards-{000..127}.tar`` and ``data/*.tar`` stand for, in their order.
 
     ValueError: no file fits one of them.
     """
-    from braceexpand import braceexpand  # webdataset's
-
-    found: list[Path] = []
+    found: list[str] = []
     for pattern in patterns:
-        try:
-            names = list(braceexpand(pattern))
-        except ValueError:
-            raise ValueError(f"{pattern}: a brace is not closed: write shards-{{000..127}}.tar") from None
-        for name in names:
-            fitting = [name] if Path(name).is_file() else sorted(glob(name, recursive=True))
-            if not fitting:
-                raise ValueError(f"there is no shard {name}" + (f", of {pattern}" if name != pattern else ""))
-            found += map(Path, fitting)
+        fitting = expand(pattern)
+        missing = [name for name in fitting if not is_remote(name) and not Path(name).is_file()] or [pattern] * (
+            not fitting
+        )
+        if missing:
+            name = missing[0]
+            raise ValueError(f"there is no shard {name}" + (f", of {pattern}" if name != pattern else ""))
+        found += fitting
     return found
+
+
+def file_name(shard: str) -> str:
+    """The last part of a shard's path or URL."""
+    return shard.rpartition("/")[2].partition("?")[0]

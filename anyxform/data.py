@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from anyxform import storage
 from anyxform.dataset import Dataset, Reader
 from anyxform.directions import Directions
 from anyxform.field import Direction, Field
 from anyxform.modality import Modality
-from anyxform.order import Order, rng
+from anyxform.order import Near, Order, rng
 from anyxform.sequence import Batch, Example, Source, Target, marker, pack
 
 Position = dict[str, list[int]]
@@ -36,11 +37,16 @@ def condition_names(datasets: Mapping[str, Dataset], modalities: Mapping[str, Mo
     attributes = {
         attribute
         for dataset in datasets.values()
-        for fields in dataset.readable()
+        for fields in dataset.kinds()
         for found in fields
         for attribute in found.attributes
     }
     return [*sorted(attributes), *(marker(name) for name in sorted(modalities))]
+
+
+def near_shards(datasets: Mapping[str, Dataset]) -> dict[str, Near]:
+    """Of the datasets that are read from shard to shard, how."""
+    return {n: Near(it.samples.runs, it.shards_at_once) for n, it in datasets.items() if it.shards_at_once}
 
 
 class Codes:
@@ -98,12 +104,15 @@ class Counts:
     without_direction: int = 0
     broken: int = 0
     reasons: list[str] = field(default_factory=list)
+    fetched: Counter[str] = field(default_factory=Counter)
+    """See `anyxform.storage.counts`."""
 
     def add(self, other: "Counts") -> None:
         self.samples += other.samples
         self.without_direction += other.without_direction
         self.broken += other.broken
         self.reasons = (self.reasons + other.reasons)[:100]
+        self.fetched += other.fetched
 
 
 class Examples:
@@ -212,7 +221,7 @@ def pool_rows(
     examples: Examples, condition_ids: dict[str, int], pool: int, options: RowOptions, seed: int
 ) -> tuple[list[Batch], Counts]:
     """All rows of one pool, in a shuffled order, and what became of its samples."""
-    counts = Counts()
+    counts, before = Counts(), storage.counts.copy()
     made = [examples(index, counts) for index in range(pool * options.pool, (pool + 1) * options.pool)]
     fitting: list[Example] = []
     for example in filter(None, made):
@@ -224,6 +233,7 @@ def pool_rows(
             )
         else:
             fitting.append(example)
+    counts.fetched = storage.counts - before
     rows = balance([len(example) for example in fitting], options.tokens_per_row) if fitting else []
     size = options.tokens_per_row if options.pad else None
     packed = [pack([fitting[number] for number in row], condition_ids, size) for row in rows]
@@ -243,7 +253,11 @@ class _Pools(IterableDataset[bytes]):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         first, step = (info.id, info.num_workers) if info else (0, 1)
         for pool in islice(self.rows.numbers(self.starts), first, None, step):
-            yield pickle.dumps(self.rows.pool(pool))
+            try:
+                yield pickle.dumps(self.rows.pool(pool))
+            except (ValueError, OSError) as error:  # torch would put its traceback into the message
+                yield pickle.dumps(OSError(str(error)) if isinstance(error, OSError) else ValueError(str(error)))
+                return
 
 
 @dataclass
@@ -292,7 +306,8 @@ class Rows:
         own: Sequence[int] | None = None,
     ) -> None:
         self.lanes, self.own = lanes, list(range(lanes) if own is None else own)
-        order = Order({name: len(dataset) for name, dataset in datasets.items()}, weights, seed)
+        sizes = {name: len(dataset) for name, dataset in datasets.items()}
+        order = Order(sizes, weights, seed, near_shards(datasets))
         self.examples = Examples(
             datasets,
             modalities,
@@ -320,7 +335,7 @@ class Rows:
         kinds = {
             tuple(found for found in fields if found.modality in self.examples.modalities)
             for dataset in datasets.values()
-            for fields in islice(dataset.readable(), 200)
+            for fields in islice(dataset.kinds(), 200)
         }
         if not any(self.examples.directions.fitting(fields) for fields in kinds):
             raise ValueError(
@@ -393,7 +408,10 @@ class Rows:
             multiprocessing_context="spawn",  # forked children of a process that has used OpenMP may hang
         )
         for data in loader:  # workers take turns, so pools come in order
-            yield pickle.loads(data)
+            found = pickle.loads(data)
+            if isinstance(found, Exception):
+                raise found
+            yield found
 
     def _count(self, rows: list[Batch], counts: Counts) -> None:
         self.tokens.update(used=sum(row.num_tokens for row in rows), size=len(rows) * self.options.tokens_per_row)

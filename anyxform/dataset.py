@@ -1,18 +1,25 @@
 """Datasets: samples of shards as fields. A field's bytes are read only when they are asked for."""
 
-import glob
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from anyxform import storage
 from anyxform.field import Field
 from anyxform.modality import Modality, registry
-from anyxform.shards import Sample, index
+from anyxform.shard_files import cache_bound
+from anyxform.shard_index import CONNECTIONS, is_index, open_indices
+from anyxform.shard_samples import Joined, Sample, Samples
 
 Reader = Callable[[], bytes]
+REMOTE_AT_ONCE = 8
+"""Shards among which samples are shuffled where they are remote, unless the config says otherwise."""
 
 
 def extensions_of(modalities: Mapping[str, Modality | type[Modality]]) -> dict[str, str]:
@@ -32,7 +39,9 @@ class Dataset:
 
     Members ``KEY.VARIANT.EXT`` are the field ``modality:VARIANT`` of the modality that owns ``EXT``. `fields` maps
     further fields to places in a JSON member: ``{"text:*": "json.text.*"}`` reads every language of
-    ``{"text": {"en": …}}`` in ``KEY.json``. `keys` keeps the samples that fit one of these patterns.
+    ``{"text": {"en": …}}`` in ``KEY.json``. `keys` keeps the samples that fit one of these patterns. Training shuffles
+    all samples, or, with `shards_at_once`, shards, and samples among so many of them: reading then goes from shard to
+    shard. For remote ones that is the default.
     """
 
     def __init__(
@@ -43,21 +52,27 @@ class Dataset:
         extensions: Mapping[str, str],
         fields: Mapping[str, str] | None = None,
         keys: Sequence[str] = (),
+        shards_at_once: int | None = None,
     ) -> None:
         self.name, self.extensions = name, dict(extensions)
         self.places = [_place(field, place) for field, place in (fields or {}).items()]
-        self.samples: list[Sample] = []
-        self.damage: list[str] = []
-        for shard in shards:
-            found = index(Path(shard))
-            self.samples += [
-                s for s in found.samples if not keys or any(fnmatchcase(s.key, pattern) for pattern in keys)
-            ]
-            self.damage += found.damage
-        if not self.samples:
+        indices = open_indices([str(shard) for shard in shards])
+        tables = [it.samples for it in indices if isinstance(it.samples, Samples)]
+        self.samples = Joined(tables, [_fitting(table, keys) for table in tables] if keys else None)
+        self.damage = [line for it in indices for line in it.damage]
+        if shards_at_once is not None and shards_at_once < 1:
+            raise ValueError(f"dataset {name!r}: shards_at_once={shards_at_once} is not possible: give 1 or more")
+        remote = [table.shard.size for table in tables if table.shard.remote]
+        self.shards_at_once = shards_at_once or (REMOTE_AT_ONCE if remote else None)
+        needed = sum(sorted(remote)[-(self.shards_at_once or 0) - 1 :])
+        if needed > cache_bound():  # each would be fetched again and again
             raise ValueError(
-                f"dataset {name!r} has no samples{f' that fit keys={list(keys)}' if keys else ''}: see its shards"
+                f"dataset {name!r} reads {self.shards_at_once} + 1 shards at once, {needed / 1e9:.1f} GB, more than "
+                "ANYXFORM_CACHE_GB allows: give more, or a smaller shards_at_once"
             )
+        if not len(self.samples):
+            why = self.damage[0] if self.damage else "see its shards"
+            raise ValueError(f"dataset {name!r} has no samples{f' that fit keys={list(keys)}' if keys else ''}: {why}")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -72,13 +87,28 @@ class Dataset:
         ValueError, which names shard and key: a broken JSON, a variant that is none, two members for one field.
         """
         sample = self.samples[number]
+        return self._fields(sample, partial(_json, sample))
+
+    def _kind(self, number: int) -> dict[Field, Reader]:
+        """The fields of a sample, as far as can be by its outline, without values that are in its JSON."""
+        sample = self.samples[number]
+        outlines = json.loads(sample.outline or "{}")
+
+        def document(member: str) -> Any:
+            if member in outlines and outlines[member] is None:
+                raise ValueError(f"its .{member} is broken")
+            return outlines[member] if member in outlines else _json(sample, member)
+
+        return self._fields(sample, document)
+
+    def _fields(self, sample: Sample, document: Callable[[str], Any]) -> dict[Field, Reader]:
         documents: dict[str, Any] = {}
         try:
             found = self._members(sample)
             for field, member, path in self.places:
                 if member in sample.members:
                     if member not in documents:
-                        documents[member] = _json(sample, member)
+                        documents[member] = document(member)
                     found |= dict(_values(field, documents[member], path))
         except ValueError as error:
             raise ValueError(f"{sample.shard}: {sample.key}: {error}") from error
@@ -86,15 +116,24 @@ class Dataset:
 
     def readable(self) -> Iterator[dict[Field, Reader]]:
         """The fields of each sample that is not broken; ValueError if all are. Training names those that are."""
+        return self._readable(range(len(self)), self.fields)
+
+    def kinds(self) -> Iterator[tuple[Field, ...]]:
+        """What fields its samples have, many times or once; nothing is read of shards whose index knows."""
+        return map(tuple, self._readable(self.samples.of_each_kind(outlined=bool(self.places)), self._kind))
+
+    def _readable(
+        self, numbers: Sequence[int], fields_of: Callable[[int], dict[Field, Reader]]
+    ) -> Iterator[dict[Field, Reader]]:
         errors: list[ValueError] = []
-        for number in range(len(self)):
+        for number in numbers:
             try:
-                fields = self.fields(number)
+                fields = fields_of(number)
             except ValueError as error:
                 errors.append(error)
             else:
                 yield fields
-        if len(errors) == len(self):
+        if len(errors) == len(numbers):
             raise errors[0]
 
     def _members(self, sample: Sample) -> dict[Field, Reader]:
@@ -107,6 +146,13 @@ class Dataset:
                     raise ValueError(f"two members are the field {field}")
                 found[field] = partial(sample.read, ending)
         return found
+
+
+def _fitting(samples: Samples, patterns: Sequence[str]) -> np.ndarray:
+    """The numbers of the samples whose keys fit one of the patterns."""
+    keys = map(samples.key, range(len(samples)))
+    fitting = [number for number, key in enumerate(keys) if any(fnmatchcase(key, pattern) for pattern in patterns)]
+    return np.array(fitting, dtype=np.int64)
 
 
 def _json(sample: Sample, member: str) -> Any:
@@ -149,25 +195,47 @@ def open_datasets(
 ) -> dict[str, Dataset]:
     """Datasets from their configs ``{name: {"shards": "emoji/{split}-*.tar", "fields": …, "keys": …, "weight": …}}``.
 
-    ``{split}`` in a pattern of shards stands for `split`; patterns are relative to `root`. A dataset without shards of
-    a split is left out; if that leaves none, a ValueError says so.
+    Of a dataset's shards, see `shards_of`. A dataset without shards of a split is left out; if that leaves none, a
+    ValueError says so.
     """
-    if not Path(root).is_dir():
+    if not storage.is_remote(root) and not Path(root).is_dir():
         raise ValueError(
             f"there is no folder {root!r} of shards: give data.root, or build the starter: anyxform data starter {root}"
         )
     owners = extensions_of(modalities)
     opened = {}
     for name, config in datasets.items():
-        patterns = [config["shards"]] if isinstance(config["shards"], str) else list(config["shards"])
-        shards = [path for p in patterns for path in sorted(glob.glob(str(Path(root) / p.replace("{split}", split))))]
-        if shards:
+        if shards := shards_of(config, root, split):
             opened[name] = Dataset(
-                name, shards, extensions=owners, fields=config.get("fields"), keys=config.get("keys") or ()
+                name,
+                shards,
+                extensions=owners,
+                fields=config.get("fields"),
+                keys=config.get("keys") or (),
+                shards_at_once=config.get("shards_at_once"),
             )
     if not opened:
         raise ValueError(f"no dataset has shards of the split {split!r} under {root!r}: looked for {list(datasets)}")
     return opened
+
+
+def shards_of(config: Mapping[str, Any], root: str, split: str) -> list[str]:
+    """The shards of a dataset's split, by the patterns of its config: paths or URLs, none if it has none of the split.
+
+    ``{split}`` in a pattern stands for `split`; a pattern that is no URL is below `root`, which may be one. ValueError:
+    some of the shards that braces write out are missing.
+    """
+    patterns = [config["shards"]] if isinstance(config["shards"], str) else config["shards"]
+    found: list[str] = []
+    for pattern in (p.replace("{split}", split) for p in patterns):
+        below = f"{root.rstrip('/')}/{pattern}" if storage.is_remote(root) else str(Path(root) / pattern)
+        names = [name for name in storage.expand(pattern if "://" in pattern else below) if not is_index(name)]
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            missing = [name for name, there in zip(names, pool.map(storage.exists, names)) if not there]
+        if len(missing) < len(names) and missing:
+            raise ValueError(f"{missing[0]} is missing, and {len(missing) - 1} more of {len(names)} in {pattern!r}")
+        found += [] if missing else names
+    return found
 
 
 def field_values(data: Mapping[str, Any], modality: str, split: str = "train") -> Iterator[bytes]:

@@ -1,6 +1,6 @@
 """The order of data, a pure function of (seed, global index): nothing has to be replayed to go on anywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,6 +17,14 @@ def rng(*numbers: int) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
+class Near:
+    """How to read from shard to shard: how many samples each has, and among how many shards samples are shuffled."""
+
+    runs: Sequence[int]
+    at_once: int
+
+
+@dataclass(frozen=True)
 class Draw:
     """What stands at an index: the sample of a dataset, and a seed for all that is chosen about it."""
 
@@ -28,19 +36,27 @@ class Draw:
 class Order:
     """An endless shuffled mixture of datasets of these sizes. Within each, every sample comes once an epoch.
 
-    A dataset's weight is its share of the samples drawn; by default its size.
+    A dataset's weight is its share of the samples drawn; by default its size. Those in `near` are shuffled by shards,
+    and each sample among those of so many shards; others as a whole.
     """
 
-    def __init__(self, sizes: Mapping[str, int], weights: Mapping[str, float] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        weights: Mapping[str, float] | None = None,
+        seed: int = 0,
+        near: Mapping[str, Near] | None = None,
+    ) -> None:
         self.names, self.sizes, self.seed = list(sizes), list(sizes.values()), seed
-        self._made_from = (sizes, weights, seed)
+        self.near = [(near or {}).get(name) for name in self.names]
+        self._made_from = (sizes, weights, seed, near)
         chosen = np.array([(weights or {}).get(name, sizes[name]) for name in self.names], dtype=float)
         if not (chosen >= 0).all() or not 0 < chosen.sum() < np.inf:
             raise ValueError(f"weights of datasets must be 0 or more, and not all 0: {dict(zip(self.names, chosen))}")
         self.edges = np.concatenate([[0.0], np.cumsum(chosen)])
         self.edges /= self.edges[-1]  # the last is exactly 1
         self._block = lru_cache(maxsize=4)(self._mix)
-        self._epoch = lru_cache(maxsize=64)(self._permutation)
+        self._epoch = lru_cache(maxsize=2 * len(self.names))(self._permutation)  # those under way, and no more
 
     def __reduce__(self) -> tuple[type["Order"], tuple[Any, ...]]:
         return Order, self._made_from  # pickled for worker processes without what is remembered
@@ -69,4 +85,11 @@ class Order:
         return which, count
 
     def _permutation(self, dataset: int, epoch: int) -> np.ndarray:
-        return rng(self.seed, 1, dataset, epoch).permutation(self.sizes[dataset])
+        chance, near, size = rng(self.seed, 1, dataset, epoch), self.near[dataset], self.sizes[dataset]
+        if near is None or near.at_once >= len(near.runs):
+            return chance.permutation(size).astype(np.uint32 if size < 2**32 else np.int64)
+        ends = np.cumsum(near.runs)
+        shards = chance.permutation(len(ends))
+        numbers = np.concatenate([np.arange(ends[shard] - near.runs[shard], ends[shard]) for shard in shards])
+        reach = near.at_once * size / len(ends)  # each goes down by chance, so that shards come and go one by one
+        return numbers[np.argsort(np.arange(size) + reach * chance.random(size), kind="stable")]

@@ -139,6 +139,8 @@ class Pipeline:
         """
         on, values = list(directions), list(sources)
         through = {number: field for number, field in enumerate(via) if field is not None}
+        if not through:
+            return on, values
         jobs = [
             self.job(replace(directions[number], target=field), sources[number], seeds[number])
             for number, field in through.items()

@@ -1,11 +1,20 @@
 """What several test files share: a tiny dataset of the real modalities, and a checkpoint that was trained on it."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import Tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indices and fetched shards are kept in a folder of the tests, those of subprocesses too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANYXFORM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

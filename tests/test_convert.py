@@ -205,7 +205,7 @@ def test_torchrun_spreads_them(here: Path, checkpoint: Path) -> None:
     [
         (["data/s-{000..009}.tar"], "there is no shard data/s-003.tar, of data/s-{000..009}.tar"),
         (["data/nothing-*.tar"], "there is no shard data/nothing-*.tar"),
-        (["data/s-{000.tar"], "data/s-{000.tar: a brace is not closed"),
+        (["data/s-{000.tar"], "'data/s-{000.tar' is no pattern of shards: Unbalanced braces"),
         (["data/s-000.tar", "cat.png"], "data/s-000.tar is a shard, and 'cat.png' is none"),
         (["data/*.tar", "data/s-000.tar"], "several shards are called s-000.tar"),
         (["data/*.tar", "-o", "data"], "-o data is where the shards are"),

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import tracemalloc
 from itertools import islice
 
 import pytest
@@ -357,3 +358,18 @@ def test_a_target_is_described_by_its_modality(datasets):
     assert made.positions.tolist() == [[0], [1]]
     assert target(ToyText(), torch.tensor([[3]]), masked=True).hidden.tolist() == [True]
     assert target(ToyImage(), torch.zeros(6, 1, dtype=torch.long), masked=False).hidden is None
+
+
+def test_memory_does_not_grow_with_the_samples_that_are_read(datasets):
+    stream = rows(datasets).from_position()
+    for _ in range(60):
+        next(stream)
+    tracemalloc.start()
+    for _ in range(30):
+        next(stream)
+    before, _ = tracemalloc.get_traced_memory()
+    for _ in range(150):
+        next(stream)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 100_000

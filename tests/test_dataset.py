@@ -149,3 +149,11 @@ def test_nothing_to_open(tmp_path):
         open_datasets({}, toys(), root=str(tmp_path / "none"))
     with pytest.raises(ValueError, match=r"no dataset has shards of the split 'val' .* looked for \['a'\]"):
         open_datasets({"a": {"shards": "a/{split}-*.tar"}}, toys(), root=str(tmp_path), split="val")
+
+
+def test_a_shard_that_is_none_does_not_hide_the_others(tmp_path):
+    path = write(tmp_path / "a.tar", ("a.txt", "text"))
+    (tmp_path / "b.tar").write_bytes(b"an error page" * 100)
+    found = Dataset("toy", [path, tmp_path / "b.tar"], extensions=extensions_of(toys()))
+    assert [sample.key for sample in found.samples] == ["a"]
+    assert found.damage == [f"{tmp_path / 'b.tar'} is not a tar: it has no whole header"]

@@ -62,6 +62,8 @@ def home(tiny: Tiny, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "story.txt").write_text("A red disc. " * 9)
     for number in range(3):
         shutil.copy(next((tiny.root / "shapes").glob("val-*.tar")), tmp_path / f"shards-{number:03d}.tar")
+    shutil.copytree(tiny.root / "shapes", tmp_path / "shards")
+    (tmp_path / "captions.csv").write_text("photo,caption\npictures/one.png,one\ncat.png,a cat\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -87,11 +89,12 @@ def test_a_command_works(line: str, home: Path, capsys: pytest.CaptureFixture[st
     elif name == "eval":
         assert main([name, *arguments, "split=val", "judges=false", "limit=2"]) == 0, capsys.readouterr().err
     elif name == "data":
-        assert arguments[0] != "check" or compose("check", arguments[1:])
+        if arguments[0] in ("check", "preview"):
+            assert compose(arguments[0], arguments[1:])
+        elif arguments[0] in ("build", "index"):
+            assert main([name, *arguments]) == 0, capsys.readouterr().err
     elif name == "plan" and "--fit" not in arguments:
-        assert main([name, *arguments, "train.rows_per_step=64", "data.tokens_per_row=96"]) == 0, (
-            capsys.readouterr().err
-        )
+        assert main([name, *arguments, "data.tokens_per_row=96"]) == 0, capsys.readouterr().err
     elif name in ("modalities", "doctor"):
         assert main([name]) == 0
 

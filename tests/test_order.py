@@ -1,11 +1,12 @@
 """The order of data: a pure function of (seed, index), exact in its weights and its epochs."""
 
+import tracemalloc
 from collections import Counter
 from pickle import dumps, loads
 
 import pytest
 
-from anyxform.order import BLOCK, Order
+from anyxform.order import BLOCK, Near, Order
 
 SIZES = {"big": 700, "small": 130, "one": 1}
 
@@ -80,3 +81,31 @@ def test_far_away_indices(first):
 def test_weights_that_make_no_sense(weights):
     with pytest.raises(ValueError, match=r"weights of datasets must be 0 or more, and not all 0: .*'small'"):
         Order(SIZES, weights)
+
+
+def test_what_is_remembered_does_not_grow_with_the_epochs():
+    order = Order({"a": 100_000}, seed=1)
+    tracemalloc.start()
+    draws(order, 2)
+    before, _ = tracemalloc.get_traced_memory()
+    for epoch in range(1, 20):
+        order[epoch * 100_000]
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 1_000_000
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 5])
+def test_near_samples_come_once_an_epoch_from_few_shards_at_a_time(at_once):
+    runs = [40, 10, 70, 30, 50, 0, 60, 40]
+    order = Order({"a": 300}, seed=2, near={"a": Near(runs, at_once)})
+    shard_of = [shard for shard, count in enumerate(runs) for _ in range(count)]
+    for epoch in range(3):
+        numbers = [draw.number for draw in draws(order, 300, 300 * epoch)]
+        assert sorted(numbers) == list(range(300)) and numbers != sorted(numbers)
+        shards = [shard_of[number] for number in numbers]
+        first = {shard: shards.index(shard) for shard in shards}
+        last = {shard: 299 - shards[::-1].index(shard) for shard in shards}
+        open_at_once = [sum(first[s] <= place <= last[s] for s in first) for place in range(300)]
+        assert sum(open_at_once) / 300 < at_once + 2.5
+    assert [order[i] for i in range(600)] == [loads(dumps(order))[i] for i in range(600)]

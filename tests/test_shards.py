@@ -4,12 +4,16 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from random import Random
 
 import pytest
 import webdataset
 
 from anyxform.shards import BLOCK, index
+from benchmarks.damage import OF_SHARDS, written
 
+NOT_SEEN_BY_A_WALK = {"an error page in place of the shard", "an empty file", "a header has a wrong name"}
+"""The first two are no tars; the last only who knows what a sample must have."""
 OPEN_FILES = Path("/proc/self/fd")
 
 
@@ -178,3 +182,41 @@ def test_many_shards_do_not_use_up_the_open_files(tmp_path):
     for _ in range(3):
         assert [s.read("txt") for s in found] == [str(number).encode() for number in range(300)]
     assert len(list(OPEN_FILES.iterdir())) - before <= 256
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("kind", sorted({*OF_SHARDS} - NOT_SEEN_BY_A_WALK))
+def test_what_damage_did_not_touch_is_read(tmp_path, kind, seed):
+    path, chance = tmp_path / "a.tar", Random(seed)
+    members = [(f"s{n}", e, chance.randbytes(900 + 7 * n)) for n in range(30) for e in ("json", "webp", "ogg")]
+    data, places = written(members)
+    touched = OF_SHARDS[kind](data, places, chance)
+    path.write_bytes(data)
+    intact = {(key, ending, data) for key, ending, data in members if key not in touched}
+    assert intact <= {(key, ending, data) for key, found in ours(path) for ending, data in found.items()}
+    assert all(line.startswith(str(path)) for line in index(path).damage) and index(path).damage
+
+
+@pytest.mark.parametrize("spoilt", [b"xx path=", b"999999 path=", b"20 size=many\n"])
+def test_a_broken_long_name_is_not_replaced_by_its_beginning(tmp_path, spoilt):
+    path, long = tmp_path / "a.tar", "k" * 200
+    headers = write(path, [("a.txt", b"1"), (f"{long}.txt", b"2"), ("b.txt", b"3")])
+    spoil(path, headers[f"{long}.txt"] + BLOCK, spoilt)
+    assert ours(path) == [("a", {"txt": b"1"}), ("b", {"txt": b"3"})]
+    assert len(index(path).damage) == 1 and "broken name at byte" in index(path).damage[0]
+
+
+def test_joined_tars_are_read_to_the_end_but_not_without_a_word(tmp_path):
+    write(tmp_path / "a.tar", [("a.txt", b"1")])
+    write(tmp_path / "b.tar", [("b.txt", b"2")])
+    path = tmp_path / "both.tar"
+    path.write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
+    assert ours(path) == [("a", {"txt": b"1"}), ("b", {"txt": b"2"})]
+    assert "zero bytes before byte 10240: samples are lost, or tars were joined" in index(path).damage[0]
+
+
+def test_a_compressed_tar(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
+        tar.addfile(*[entry("a.txt")[0], io.BytesIO(b"data")])
+    with pytest.raises(ValueError, match="is not a tar: it is compressed, unpack it"):
+        index(tmp_path / "a.tar")

@@ -16,7 +16,7 @@ COMMANDS = {  # name: (module:function, what it is for)
         "tokenizer:main",
         "train a modality's tokenizer: anyxform tokenizer modality=image data=starter",
     ),
-    "data": ("data:main", "build or check data: anyxform data check data=mine"),
+    "data": ("data:main", "build, index, check or show data: anyxform data build photos data/photos"),
     "demo": ("demo:main", "train a small model from scratch and show what it does: anyxform demo --out demo"),
     "card": ("card:main", "write a model card from what was recorded: anyxform card runs/mine"),
     "plan": ("plan:main", "which size of model is right, by runs: anyxform plan --fit runs/a runs/b runs/c"),

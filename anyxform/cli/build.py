@@ -4,13 +4,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from glob import glob
 from pathlib import Path
 from typing import Any
 
 from anyxform.checkpoint import load_modality
 from anyxform.data import Rows, condition_names
-from anyxform.dataset import Dataset, open_datasets
+from anyxform.dataset import Dataset, open_datasets, shards_of
 from anyxform.directions import Directions
 from anyxform.field import Direction, Field
 from anyxform.modality import Modality, get_modality
@@ -128,11 +127,7 @@ class Data:
     ) -> Rows:
         """The stream of rows of a split; validation is never augmented and read in this process."""
         config, train, datasets = self.config, split == "train", self.train if split == "train" else self.val
-        weights = {
-            n: float(c["weight"])
-            for n, c in config["datasets"].items()
-            if n in datasets and c.get("weight") is not None
-        }
+        weights = dataset_weights(config["datasets"], datasets)
         options = ("tokens_per_row", "pool", "max_broken", "condition_dropout", "attribute_dropout", "other_decoding")
         return Rows(
             datasets,
@@ -173,18 +168,20 @@ class Data:
     @cached_property
     def _every_kind(self) -> set[tuple[Field, ...]]:
         """Found in one walk over all samples, which is long where they are many."""
-        return {tuple(fields) for dataset in self.train.values() for fields in dataset.readable()}
+        return {fields for dataset in self.train.values() for fields in dataset.kinds()}
 
 
 def _directions(kinds: Iterable[Sequence[Field]], directions: Directions) -> list[Direction]:
     return sorted({found for kind in kinds for _, group in directions.fitting(kind) for found in group})
 
 
+def dataset_weights(configs: Mapping[str, Any], opened: Iterable[str]) -> dict[str, float]:
+    """The weights that configs of datasets give to those that are opened."""
+    return {n: float(c["weight"]) for n, c in configs.items() if n in opened and c.get("weight") is not None}
+
+
 def having_split(datasets: Mapping[str, Any], root: str, split: str) -> dict[str, Any]:
     """The datasets that have shards of their own for a split."""
     patterns = {name: [c["shards"]] if isinstance(c["shards"], str) else c["shards"] for name, c in datasets.items()}
-    return {
-        name: datasets[name]
-        for name, some in patterns.items()
-        if any("{split}" in p and glob(str(Path(root) / p.replace("{split}", split))) for p in some)
-    }
+    own = {name: [p for p in some if "{split}" in p] for name, some in patterns.items()}
+    return {name: datasets[name] for name, some in own.items() if shards_of({"shards": some}, root, split)}

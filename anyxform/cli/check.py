@@ -6,11 +6,11 @@ from html import escape
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from anyxform.check import KINDS, Checked, check, digests
 from anyxform.checkpoint import write_json
+from anyxform.cli.bar import progress_bar
 from anyxform.cli.build import build_modalities, listed, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.dataset import open_datasets
@@ -34,9 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         for dataset in open_datasets(data["datasets"], modalities, root=data["root"], split=split).values():
             others |= digests(dataset, modalities, split)
     checked = {}
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress_bar() as bar:
         for name, dataset in datasets.items():
             task = bar.add_task(name, total=len(dataset))
             checked[name] = check(

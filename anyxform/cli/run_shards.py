@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,11 +36,11 @@ def convert_shards(options: argparse.Namespace, chosen: Mapping[str, Any]) -> in
             raise ValueError(f"{name} is not for shards")
     if options.out is None or options.out.is_file() or options.out.suffix in (".tar", ".jsonl"):
         raise ValueError("shards are written into a folder: give one by -o")
-    from anyxform.convert import convert, list_failures, shards_of  # torch is imported only now
+    from anyxform.convert import convert, file_name, list_failures, shards_of  # torch is imported only now
 
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
     shards = shards_of(options.inputs)[rank::ranks]
-    wanted = [shard for shard in shards if not (options.out / shard.name).exists()]
+    wanted = [shard for shard in shards if not (options.out / file_name(shard)).exists()]
     conversion = _conversion(options, chosen)
     for line in _told(convert(conversion, shards, options.out), wanted):
         print(f"rank {rank}: {line}" if ranks > 1 else line, file=sys.stderr, flush=True)
@@ -89,7 +88,7 @@ def _device() -> str | None:
     return f"cuda:{local}" if local is not None and torch.cuda.is_available() else None
 
 
-def _told(progress: "Iterator[Progress]", shards: Sequence[Path]) -> Iterator[str]:
+def _told(progress: "Iterator[Progress]", shards: Sequence[str]) -> Iterator[str]:
     """A line for each shard that is done, and more for those that take long."""
     start = said = time.monotonic()
     before = 0
@@ -102,7 +101,7 @@ def _told(progress: "Iterator[Progress]", shards: Sequence[Path]) -> Iterator[st
             left = timedelta(seconds=int((now - start) * (1 / max(share, 1e-9) - 1)))
             rate = (before + it.samples) / max(now - start, 1e-9)
             yield (
-                f"shard {number + 1}/{len(shards)} {it.shard.name}: {it.samples} of {it.total} samples, "
+                f"shard {number + 1}/{len(shards)} {it.shard.rpartition('/')[2]}: {it.samples} of {it.total} samples, "
                 f"{it.failed} failed, {rate:.1f} samples/s, left {left}"
             )
         before += it.total if over else 0

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from anyxform.checkpoint import save_modality, write_json
+from anyxform.cli.bar import progress_bar
 from anyxform.cli.conf import compose
 from anyxform.dataset import field_values
 from anyxform.modality import Modality, get_modality
@@ -80,8 +80,7 @@ def _load(modality: Modality, items: Iterable[bytes], broken: list[str]) -> Iter
 
 
 def _fit(modality: Modality, values: list[Any], *, steps: int | None, seed: int, console: Console) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("preparing", total=None)
         for state in modality.fit(values, steps=steps, seed=seed):
             step, total = int(state["step"]), int(state["steps"])

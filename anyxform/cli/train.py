@@ -185,7 +185,7 @@ class Run:
             validate, sample = self._validation(pad), self._probes(journal)
             self._steps(rows, interrupts, shown, journal, saver, validate, sample)
             saver.wait()
-        self._tell_of_broken(rows.counts)
+        self._tell_of_data(rows.counts)
         return self._farewell([number for some in self.world.gather(interrupts.received) for number in some])
 
     def rows(self, pad: bool) -> Rows:
@@ -198,10 +198,13 @@ class Run:
         if self.world.leads:
             print(text, file=sys.stderr)
 
-    def _tell_of_broken(self, counts: Counts) -> None:
+    def _tell_of_data(self, counts: Counts) -> None:
         every = Counts()
         for other in self.world.gather(counts):
             every.add(other)
+        if fetched := every.fetched:
+            size = f"{fetched['shards']} shards fetched, {fetched['bytes'] / 1e9:.2f} GB"
+            self._tell(f"{size}; {fetched['failed']} tries failed and were made again")
         if every.reasons:
             self._tell(f"left out {every.broken} of {every.samples} samples: {'; '.join(every.reasons[:3])}")
 
