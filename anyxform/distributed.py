@@ -78,6 +78,7 @@ def joined(timeout: float = 600) -> Iterator[World]:
     world = World(dist.get_rank(), dist.get_world_size())
     try:
         yield world
+        world.gather(None)  # none goes before the others are done
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             reason = re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0]  # without its place in gloo's sources

@@ -3,6 +3,7 @@
 torchrun --nproc-per-node N -m tests.ranks OUT STRATEGY OPTIMIZER
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -69,3 +70,4 @@ if __name__ == "__main__":
     faulthandler.dump_traceback_later(40, exit=True)
     with joined() as world:
         run(Path(sys.argv[1]), world, *sys.argv[2:])
+    os._exit(0)  # see anyxform.cli.train

@@ -191,7 +191,7 @@ def test_by_way_of_another_field_is_two_steps_of_the_same_model(tiny: Tiny, run_
     data, ax = tiny.root / "shapes/instance-000000.tar", load(run_dir)
     datasets = {"shapes": {"shards": [str(data)], "fields": {"text:*": "json.text.*"}}}
     items = choose_items(
-        open_datasets(datasets, ax.modalities, root=tiny.root, split="instance"), ax.modalities,
+        open_datasets(datasets, ax.modalities, root=str(tiny.root), split="instance"), ax.modalities,
         patterns=["audio>text:fr"], limit=4,
     ).items  # fmt: skip
     first = ax.answer(

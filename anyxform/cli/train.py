@@ -47,7 +47,7 @@ def main(overrides: list[str]) -> int:
         with joined(config["distributed"]["timeout"]) as world:
             torch.manual_seed(config["seed"])
             run = Run(config, overrides, world)
-            return run.overfit() if debug else run.train()
+            code = run.overfit() if debug else run.train()
     except Lost as error:
         print(f"anyxform: error: {error}", file=sys.stderr)
         return LOST
@@ -55,6 +55,10 @@ def main(overrides: list[str]) -> int:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)  # mostly the process that leads says the same, whereupon this one is ended
         raise
+    if world.size > 1:
+        sys.stderr.flush()
+        os._exit(code)  # threads of gloo that outlive the interpreter abort the process now and then
+    return code
 
 
 class Run:
