@@ -173,7 +173,7 @@ class Transformer(nn.Module):
 def compile_blocks(model: Transformer) -> None:
     """Compile what is computed token by token, in place; attention stays as it is, since its shapes change.
 
-    Rows must have one fixed size (`data.Rows(pad=True)`), else every row is compiled anew.
+    Rows must have one fixed size (`rows.Rows(pad=True)`), else every row is compiled anew.
     """
     for block in model.blocks:
         block.attention.project = torch.compile(block.attention.project, dynamic=False)

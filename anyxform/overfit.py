@@ -3,12 +3,13 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from anyxform.data import Counts, Examples, balance
+from anyxform.data import Counts, Examples
 from anyxform.dataset import Dataset
 from anyxform.directions import Directions
 from anyxform.field import Direction
 from anyxform.modality import Modality
 from anyxform.order import Order
+from anyxform.rows import balance
 from anyxform.sequence import Batch, Example, pack
 from anyxform.train import Metrics, TrainState, train_step
 

@@ -137,21 +137,13 @@ class Bar:
         return table
 
 
-class Lines:
+class Lines(Silent):
     """One line every so many steps, for logs and pipes."""
 
     def __init__(self, steps: int, start: int, every: int, console: Console) -> None:
         self.steps, self.every, self.console = steps, max(1, every), console
         self.total, self.losses, self.rate = Smooth(), Smooth(), Smooth()
         self.start: tuple[int, float] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
     def update(self, metrics: Mapping[str, Any]) -> None:
         self.total.add({"loss": metrics["loss"]})

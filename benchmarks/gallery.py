@@ -47,7 +47,7 @@ def main(checkpoint: str = "starter", seed: str = "0", out: str = "docs/images/s
 
 def chosen(ax: Pipeline, seed: int, row: tuple[str, ...], count: int) -> list[Item]:
     _, split, direction, name = row
-    dataset = {name: starter.datasets(ax.modalities, split)[name]}
+    dataset = {name: starter.datasets(dict(ax.modalities), split)[name]}
     items = choose_items(dataset, ax.modalities, patterns=[direction], limit=1500, seed=seed).items
     items = [it for it in items if it.direction.sources[0].modality != "audio" or same_language(it)]
     return [items[number] for number in np.random.default_rng(seed).permutation(len(items))[:count]]

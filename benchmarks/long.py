@@ -21,9 +21,7 @@ import torch
 import torchaudio.functional as AF
 
 from anyxform.modality import Piece
-from anyxform.selection import choose_items
 from benchmarks import starter
-from benchmarks.speech_codes import DIRECTION
 from modalities.audio import Audio, Waveform
 from modalities.audio.judge import normalised, transcribe
 from modalities.audio.waveform import SAMPLE_RATE
@@ -58,14 +56,7 @@ def main() -> None:
 
 def held_out() -> tuple[list[Waveform], list[str]]:
     """The prompts, with what is said."""
-    modalities = starter.modalities()
-    items = [
-        item
-        for split in ("val", "test")
-        for item in choose_items(
-            starter.datasets(modalities, split), modalities, patterns=[str(DIRECTION)], limit=10_000
-        ).items
-    ]
+    items = starter.english_prompts(starter.modalities())
     return [item.reference for item in items], [item.text for item in items]
 
 

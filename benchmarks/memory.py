@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from anyxform.cli.conf import compose
-from anyxform.data import Rows, condition_names
+from anyxform.data import condition_names
 from anyxform.dataset import open_datasets
+from anyxform.rows import Rows
 from benchmarks import starter
 
 NAMES = ("prompts", "names")

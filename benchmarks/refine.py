@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from anyxform.data import Rows
 from anyxform.dataset import open_datasets
 from anyxform.evaluate import MODEL, evaluate
 from anyxform.loss import batch_loss
 from anyxform.pipeline import Pipeline, load
+from anyxform.rows import Rows
 from anyxform.selection import choose_items
 
 DATA: dict[str, Any] = {"emoji": {"shards": "emoji/{split}-*.tar", "fields": {"text:*": "json.text.*"}}}

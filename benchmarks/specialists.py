@@ -27,11 +27,12 @@ import torch
 from anyxform.cli.build import prepared
 from anyxform.cli.conf import compose
 from anyxform.cli.train import Run
-from anyxform.data import Counts, Rows
+from anyxform.data import Counts
 from anyxform.dataset import open_datasets
 from anyxform.evaluate import MODEL, Item, evaluate
 from anyxform.field import Direction, matches
 from anyxform.pipeline import Pipeline
+from anyxform.rows import Rows
 from anyxform.selection import choose_items
 from anyxform.sequence import Batch
 from anyxform.train import averaged, train

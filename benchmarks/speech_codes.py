@@ -8,26 +8,15 @@ Needs the extra `eval`. The prompts are those of the splits val and test: their 
 import sys
 
 from anyxform.checkpoint import load_modality
-from anyxform.field import Direction
-from anyxform.selection import choose_items
 from benchmarks import starter
 from modalities.audio import Audio, Waveform
 from modalities.audio.spectrogram import griffin_lim
-
-DIRECTION = Direction.parse("text:en>audio:en-phone")
 
 
 def main(tokenizer: str = str(starter.TOKENIZERS / "audio")) -> None:
     audio = load_modality(tokenizer)
     assert isinstance(audio, Audio)
-    modalities = {**starter.modalities(), "audio": audio}
-    items = [
-        item
-        for split in ("val", "test")
-        for item in choose_items(
-            starter.datasets(modalities, split), modalities, patterns=[str(DIRECTION)], limit=10_000
-        ).items
-    ]
+    items = starter.english_prompts({**starter.modalities(), "audio": audio})
     references, texts = [item.reference for item in items], [item.text for item in items]
     frames = [audio.preprocess(value) for value in references]
     for name, values in {

@@ -4,10 +4,13 @@ from pathlib import Path
 
 from anyxform.checkpoint import load_modality
 from anyxform.cli.conf import compose
-from anyxform.data import Counts, Rows, condition_names
+from anyxform.data import Counts, condition_names
 from anyxform.dataset import Dataset, open_datasets
+from anyxform.evaluate import Item
 from anyxform.modality import Modality, get_modality
 from anyxform.model import PRESETS, Transformer
+from anyxform.rows import Rows
+from anyxform.selection import choose_items
 from anyxform.sequence import Example
 
 TOKENIZERS = Path("data/starter/tokenizers")
@@ -26,6 +29,16 @@ def datasets(found: dict[str, Modality], split: str) -> dict[str, Dataset]:
     """A split of the starter's datasets."""
     config = compose("train", ["data=starter"])["data"]
     return open_datasets(config["datasets"], found, root=config["root"], split=split)
+
+
+def english_prompts(found: dict[str, Modality]) -> list[Item]:
+    """Telephone prompts, from their English texts, of the splits val and test: their concepts are not in training."""
+    patterns = ["text:en>audio:en-phone"]
+    return [
+        item
+        for split in ("val", "test")
+        for item in choose_items(datasets(found, split), found, patterns=patterns, limit=10_000).items
+    ]
 
 
 def rows(found: dict[str, Modality], **options: object) -> tuple[Rows, dict[str, int]]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from anyxform.data import balance
 from anyxform.model import PRESETS
 from anyxform.optim import adamw
+from anyxform.rows import balance
 from anyxform.sequence import Batch, Example, pack
 from anyxform.train import train_step
 from benchmarks import starter

@@ -9,11 +9,12 @@ from itertools import islice
 import pytest
 import torch
 
-from anyxform.data import Codes, Counts, Examples, Rows, balance, condition_names, conditions, merged, target
+from anyxform.data import Codes, Counts, Examples, condition_names, conditions, target
 from anyxform.dataset import Dataset, extensions_of
 from anyxform.directions import Directions
 from anyxform.field import Field
 from anyxform.order import Order
+from anyxform.rows import Rows, balance, merged
 from anyxform.sequence import marker
 from tests.toy import ToyImage, ToySound, ToyText, toys
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from anyxform import shard_files, storage
-from anyxform.data import Rows, condition_names
+from anyxform.data import condition_names
 from anyxform.dataset import Dataset, extensions_of, open_datasets, shards_of
+from anyxform.rows import Rows
 from anyxform.shard_index import name_beside, open_index, write_beside
 from anyxform.shards import index
 from tests.faulty import FAULTS, serve

@@ -14,9 +14,10 @@ from PIL import Image
 
 from anyxform.checkpoint import load_modality
 from anyxform.cli.conf import compose
-from anyxform.data import Rows, condition_names
+from anyxform.data import condition_names
 from anyxform.dataset import open_datasets
 from anyxform.modality import get_modality
+from anyxform.rows import Rows
 from anyxform.shards import index
 from anyxform.starter.archives import files
 from anyxform.starter.build import SPLITS, _split, _write

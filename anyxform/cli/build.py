@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from anyxform.checkpoint import load_modality
-from anyxform.data import Rows, condition_names
+from anyxform.data import condition_names
 from anyxform.dataset import Dataset, open_datasets, shards_of
 from anyxform.directions import Directions
 from anyxform.field import Direction, Field
 from anyxform.modality import Modality, get_modality
 from anyxform.model import Transformer
+from anyxform.rows import Rows
 
 NONE = "none"
 OPEN = ("sampling", "train.loss_weights")

@@ -22,7 +22,7 @@ from anyxform.cli.build import Data, build_modalities, modality_classes, prepare
 from anyxform.cli.conf import compose
 from anyxform.cli.interrupts import Interrupted, Interrupts
 from anyxform.cli.launch import LOST, elsewhere
-from anyxform.data import Counts, Rows, merged
+from anyxform.data import Counts
 from anyxform.distributed import ALONE, Lost, Parallel, World, joined, whole_model
 from anyxform.field import did_you_mean
 from anyxform.model import Transformer, compile_blocks
@@ -30,6 +30,7 @@ from anyxform.optim import EMA, OPTIMIZERS, learning_rate
 from anyxform.overfit import ENOUGH, one_of_each, overfit, rows_of
 from anyxform.pipeline import Pipeline, pick_device
 from anyxform.progress import Display, Journal, Silent, display
+from anyxform.rows import Rows, merged
 from anyxform.samples import probes, write_samples
 from anyxform.sequence import Batch, pack
 from anyxform.train import Metrics, TrainState, averaged, validation_loss

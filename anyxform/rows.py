@@ -1,0 +1,276 @@
+"""From examples to packed rows, in lanes that processes share: where a run stands is a pool and a row for each lane.
+
+Indices are taken in pools of consecutive ones; each pool is packed by itself, so a pool and a row in it say where to go
+on, exactly, whatever the number of workers. Pools are dealt to lanes, one for each row of a step: so processes share
+the rows of a step without making those of the others, and the step is the same whatever their number.
+"""
+
+import math
+import pickle
+import signal
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count, cycle, islice
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from anyxform import storage
+from anyxform.data import Counts, Examples, near_shards
+from anyxform.dataset import Dataset
+from anyxform.directions import Directions
+from anyxform.modality import Modality
+from anyxform.order import Order, rng
+from anyxform.sequence import Batch, Example, pack
+
+Position = dict[str, list[int]]
+"""``{"pool": [p, …], "row": [r, …]}``: the next row of each lane (see `Rows`)."""
+
+
+def balance(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Which of these lengths go together into rows of at most `size`: as few rows as fit, evenly full.
+
+    The longest first, each into the emptiest row: every row then holds long and short ones alike, so that no row is of
+    one kind, as it would be after sorting.
+    """
+    count = max(1, math.ceil(sum(lengths) / size))
+    longest_first = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
+    while True:
+        rows: list[list[int]] = [[] for _ in range(count)]
+        used = [0] * count
+        for number in longest_first:
+            row = used.index(min(used))
+            if used[row] + lengths[number] > size:
+                break
+            rows[row].append(number)
+            used[row] += lengths[number]
+        else:
+            return [sorted(row) for row in rows if row]
+        count += 1
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How rows are made: tokens of a row, indices of a pool, and whether rows are padded to their full size."""
+
+    tokens_per_row: int = 4096
+    pool: int = 1024
+    pad: bool = False
+
+
+def pool_rows(
+    examples: Examples, condition_ids: dict[str, int], pool: int, options: RowOptions, seed: int
+) -> tuple[list[Batch], Counts]:
+    """All rows of one pool, in a shuffled order, and what became of its samples."""
+    counts, before = Counts(), storage.counts.copy()
+    made = [examples(index, counts) for index in range(pool * options.pool, (pool + 1) * options.pool)]
+    fitting: list[Example] = []
+    for example in filter(None, made):
+        if len(example) > options.tokens_per_row:
+            counts.broken += 1
+            counts.reasons.append(
+                f"{example.key} ({example.direction}): {len(example)} tokens are more than "
+                f"data.tokens_per_row={options.tokens_per_row}"
+            )
+        else:
+            fitting.append(example)
+    counts.fetched = storage.counts - before
+    rows = balance([len(example) for example in fitting], options.tokens_per_row) if fitting else []
+    size = options.tokens_per_row if options.pad else None
+    packed = [pack([fitting[number] for number in row], condition_ids, size) for row in rows]
+    return [packed[i] for i in rng(seed, 3, pool).permutation(len(packed))], counts
+
+
+class _Pools(IterableDataset[bytes]):
+    """Some pools, those of this worker; each as bytes, as tensors sent singly use up file descriptors."""
+
+    def __init__(self, rows: "Rows", starts: Mapping[int, int]) -> None:
+        self.rows, self.starts = rows, starts
+
+    def __iter__(self) -> Iterator[bytes]:
+        torch.set_num_threads(1)
+        info = get_worker_info()
+        if info:  # Ctrl-C reaches every process; when to stop is decided by the one that trains
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        for pool in islice(self.rows.numbers(self.starts), first, None, step):
+            try:
+                yield pickle.dumps(self.rows.pool(pool))
+            except (ValueError, OSError) as error:  # torch would put its traceback into the message
+                yield pickle.dumps(OSError(str(error)) if isinstance(error, OSError) else ValueError(str(error)))
+                return
+
+
+@dataclass
+class _Lane:
+    """Where a lane stands: at a row of a pool, whose rows are there or not yet, and the pools behind that are."""
+
+    pool: int
+    row: int = 0
+    rows: list[Batch] = field(default_factory=list)
+    waiting: deque[list[Batch]] = field(default_factory=deque)
+
+    def go_on(self, lanes: int) -> None:
+        """To its next pool."""
+        self.pool, self.row, self.rows = self.pool + lanes, 0, []
+
+
+class Rows:
+    """The endless stream of packed rows for training, with the position behind each.
+
+    Its rows come from `lanes` in turn: lane n is the rows of pools n, n + lanes, n + 2·lanes, … one after another. Only
+    those of `own` lanes are made, all by default.
+
+    A share of broken samples above `max_broken`, among at least 200, stops it with a ValueError that names the first.
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, Dataset],
+        modalities: Mapping[str, Modality],
+        condition_ids: dict[str, int],
+        *,
+        directions: Mapping[str, float],
+        hold_out: Sequence[str] = (),
+        weights: Mapping[str, float] | None = None,
+        seed: int = 0,
+        tokens_per_row: int = 4096,
+        pool: int = 1024,
+        pad: bool = False,
+        num_workers: int = 0,
+        max_broken: float = 0.01,
+        condition_dropout: float = 0.1,
+        attribute_dropout: float = 0.1,
+        other_decoding: float = 0.0,
+        train: bool = True,
+        lanes: int = 1,
+        own: Sequence[int] | None = None,
+    ) -> None:
+        self.lanes, self.own = lanes, list(range(lanes) if own is None else own)
+        sizes = {name: len(dataset) for name, dataset in datasets.items()}
+        order = Order(sizes, weights, seed, near_shards(datasets))
+        self.examples = Examples(
+            datasets,
+            modalities,
+            Directions(directions, hold_out),
+            order,
+            train=train,
+            condition_dropout=condition_dropout,
+            attribute_dropout=attribute_dropout,
+            other_decoding=other_decoding,
+        )
+        self.condition_ids, self.seed, self.num_workers, self.max_broken = condition_ids, seed, num_workers, max_broken
+        self.options = RowOptions(tokens_per_row, pool, pad)
+        self.counts = Counts()
+        self.tokens = Counter[str]()
+        self._check(datasets)
+
+    def _check(self, datasets: Mapping[str, Dataset]) -> None:
+        damage = [line for dataset in datasets.values() for line in dataset.damage]
+        self.counts.reasons += damage[:100]
+        if damage and self.max_broken < 1:  # how many samples are lost nobody knows
+            more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
+            raise ValueError(
+                f"{damage[0]}{more}: copy the shard again or leave it out, or take what is read by data.max_broken=1"
+            )
+        kinds = {
+            tuple(found for found in fields if found.modality in self.examples.modalities)
+            for dataset in datasets.values()
+            for fields in islice(dataset.kinds(), 200)
+        }
+        if not any(self.examples.directions.fitting(fields) for fields in kinds):
+            raise ValueError(
+                f"no sample has a direction that fits data.directions={list(self.examples.directions.weights)}: "
+                f"the data have {sorted({str(f) for fields in kinds for f in fields})[:20]}"
+            )
+
+    @property
+    def padding(self) -> float:
+        """The share of full rows' tokens, so far, that no example filled."""
+        return 1 - self.tokens["used"] / max(1, self.tokens["size"])
+
+    def pool(self, number: int) -> tuple[list[Batch], Counts]:
+        return pool_rows(self.examples, self.condition_ids, number, self.options, self.seed)
+
+    def from_position(self, position: Position | None = None) -> Iterator[tuple[Batch, Position]]:
+        """Rows from a position on, each with the position behind it; for lanes of others it stays what it was."""
+        lanes = self._start(position)
+        pools = self._pools({number: lanes[number].pool for number in self.own})
+        for lane in cycle(lanes[number] for number in self.own):
+            while not lane.rows:
+                while not lane.waiting:
+                    number, made = next(pools)
+                    lanes[number % self.lanes].waiting.append(made)
+                lane.rows = lane.waiting.popleft()
+                if not lane.rows:
+                    lane.go_on(self.lanes)
+            batch = lane.rows[lane.row]
+            lane.row += 1
+            if lane.row == len(lane.rows):
+                lane.go_on(self.lanes)
+            yield batch, {"pool": [it.pool for it in lanes], "row": [it.row for it in lanes]}
+
+    def _start(self, position: Position | None) -> list["_Lane"]:
+        if position is None:
+            return [_Lane(number) for number in range(self.lanes)]
+        pool, row = ([it] if isinstance(it, int) else it for it in (position["pool"], position["row"]))
+        if len(pool) != self.lanes:
+            raise ValueError(
+                f"the run had train.rows_per_step={len(pool)}, not {self.lanes}: resume with that, "
+                "or start anew in another run_dir"
+            )
+        return [_Lane(*it) for it in zip(pool, row)]
+
+    def numbers(self, starts: Mapping[int, int]) -> Iterator[int]:
+        """The pools of these lanes in the order of their numbers, each lane's from its start on."""
+        return (
+            number for number in count(min(starts.values())) if number >= starts.get(number % self.lanes, number + 1)
+        )
+
+    def _pools(self, starts: Mapping[int, int]) -> Iterator[tuple[int, list[Batch]]]:
+        empty = 0
+        for number, (rows, counts) in zip(self.numbers(starts), self._made(starts)):
+            self._count(rows, counts)
+            empty = 0 if rows else empty + 1
+            if empty == 10:
+                raise ValueError(
+                    f"{10 * self.options.pool} samples in a row gave nothing to train on: {self._reasons()}"
+                )
+            yield number, rows
+
+    def _made(self, starts: Mapping[int, int]) -> Iterator[tuple[list[Batch], Counts]]:
+        if self.num_workers == 0:
+            yield from map(self.pool, self.numbers(starts))
+        loader = DataLoader(
+            _Pools(self, starts),
+            batch_size=None,
+            num_workers=self.num_workers,
+            prefetch_factor=1,
+            multiprocessing_context="spawn",  # forked children of a process that has used OpenMP may hang
+        )
+        for data in loader:  # workers take turns, so pools come in order
+            found = pickle.loads(data)
+            if isinstance(found, Exception):
+                raise found
+            yield found
+
+    def _count(self, rows: list[Batch], counts: Counts) -> None:
+        self.tokens.update(used=sum(row.num_tokens for row in rows), size=len(rows) * self.options.tokens_per_row)
+        self.counts.add(counts)
+        broken, samples = self.counts.broken, self.counts.samples
+        if samples >= 200 and broken > self.max_broken * samples:
+            raise ValueError(
+                f"{broken} of {samples} samples are broken, more than data.max_broken={self.max_broken:g}: "
+                f"{self._reasons()}"
+            )
+
+    def _reasons(self) -> str:
+        return "; ".join(self.counts.reasons[:3]) or "no sample has a direction that is trained"
+
+
+def merged(positions: Sequence[Position]) -> Position:
+    """The position of a run from those of its processes, in the order of their ranks: each knows of its own lanes."""
+    size = len(positions)
+    lanes = range(len(positions[0]["pool"]))
+    return {name: [positions[lane % size][name][lane] for lane in lanes] for name in ("pool", "row")}
