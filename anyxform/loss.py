@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from anyxform.model import Transformer
+from anyxform.model import Target, Transformer
 from anyxform.sequence import Batch, PackedTargets
 
 Z_LOSS = 1e-4
 """Keeps the logarithm of the softmax' denominator near 0 (arXiv 2202.08906)."""
+MOST_LOGITS = 2**26
+"""256 MB in fp32."""
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -18,6 +21,24 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     log_z = logits.logsumexp(dim=-1)
     chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     return (log_z - chosen + Z_LOSS * log_z.square()).mean(dim=-1)
+
+
+def chunked_losses(head: Target, states: Tensor, labels: Tensor) -> Tensor:
+    """`token_losses` of the logits that a head reads from states ``[m, D]``.
+
+    No more than `MOST_LOGITS` of them are there at once: where there would be more, they are computed in chunks, and
+    again in the backward pass.
+    """
+    size = max(1, MOST_LOGITS // head.head[:, :, 0].numel())
+    if len(labels) <= size:
+        return token_losses(head.logits(states), labels)
+
+    def losses(some: Tensor, their: Tensor) -> Tensor:
+        return token_losses(head.logits(some), their)
+
+    chunks = zip(states.split(size), labels.split(size))
+    parts = [checkpoint(losses, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return torch.cat(parts)
 
 
 def batch_loss(
@@ -42,8 +63,7 @@ def batch_loss(
     for name, target in batch.targets.items():
         weight = 1.0 if weights is None else weights.get(name, 1.0)
         for states, scale in [*((states, exit_weight) for states in early), (last, 1.0)]:
-            logits = model.targets[name].logits(states[target.label_index])
-            losses = token_losses(logits, target.labels)
+            losses = chunked_losses(model.targets[name], states[target.label_index], target.labels)
             total = total + weight * scale * losses.sum()
         total = total + weight * length_weight * _length_loss(model, name, target, last)
         shares.index_add_(0, target.label_directions, losses.detach())

@@ -3,7 +3,7 @@ from itertools import islice
 import pytest
 import torch
 
-from anyxform.loss import token_losses
+from anyxform.loss import batch_loss, token_losses
 from anyxform.sequence import pack
 from anyxform.train import averaged, rotating_exit, skipped_blocks, train, train_step, validation_loss
 from tests.toy_training import CONDITIONS, DIRECTIONS, toy_example, toy_model, toy_row, toy_rows, toy_state
@@ -129,6 +129,28 @@ def test_the_last_blocks_are_skipped_most_and_the_first_never():
     shares = [sum(block in it for it in skipped) / 400 for block in range(3)]
     assert shares[0] == 0 and 0.2 < shares[1] < 0.4 and 0.5 < shares[2] < 0.7
     assert skipped_blocks(0, 7, 3, 0.0) == ()
+
+
+def test_logits_are_never_all_there(monkeypatch):
+    """In chunks the losses and gradients are the same, and none is kept for the backward pass."""
+
+    def gone_through():
+        model, kept = toy_model(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+            loss, shares = batch_loss(model, toy_row(0, repeats=8), exits=(1,))
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        logits = [shape for shape in kept if len(shape) == 3 and shape[-1] in (28, 9)]  # labels, codebooks, codes
+        return loss, shares, gradients, len(logits)
+
+    loss, shares, gradients, kept = gone_through()
+    monkeypatch.setattr("anyxform.loss.MOST_LOGITS", 100)
+    chunked, their, same, fewer = gone_through()
+    torch.testing.assert_close(chunked, loss)
+    assert their.keys() == shares.keys() and all(torch.allclose(their[it][0], shares[it][0]) for it in shares)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same[name], gradient, msg=name)
+    assert kept > 0 and fewer == 0
 
 
 def test_exits_rotate_through_the_early_layers():
