@@ -132,7 +132,7 @@ def test_the_last_blocks_are_skipped_most_and_the_first_never():
 
 
 def test_logits_are_never_all_there(monkeypatch):
-    """In chunks the losses and gradients are the same, and none is kept for the backward pass."""
+    """In chunks the losses and gradients are the same, and no more are kept for the backward pass."""
 
     def gone_through():
         model, kept = toy_model(), []
@@ -141,7 +141,7 @@ def test_logits_are_never_all_there(monkeypatch):
         loss.backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
         logits = [shape for shape in kept if len(shape) == 3 and shape[-1] in (28, 9)]  # labels, codebooks, codes
-        return loss, shares, gradients, len(logits)
+        return loss, shares, gradients, max(shape.numel() for shape in logits)
 
     loss, shares, gradients, kept = gone_through()
     monkeypatch.setattr("anyxform.loss.MOST_LOGITS", 100)
@@ -150,7 +150,7 @@ def test_logits_are_never_all_there(monkeypatch):
     assert their.keys() == shares.keys() and all(torch.allclose(their[it][0], shares[it][0]) for it in shares)
     for name, gradient in gradients.items():
         torch.testing.assert_close(same[name], gradient, msg=name)
-    assert kept > 0 and fewer == 0
+    assert kept > 1000 and fewer <= 100
 
 
 def test_exits_rotate_through_the_early_layers():
