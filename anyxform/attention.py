@@ -73,6 +73,11 @@ def _mask(prefix: int, target: int, causal: bool) -> Tensor | None:
     return may_attend(Segments([0], [prefix], [target], [causal]), prefix + target)
 
 
+def forget_masks() -> None:
+    """Make masks anew from here on."""
+    _mask.cache_clear()
+
+
 class FlexAttention:
     """A compiled block mask, for CUDA. Rows of one fixed size compile once."""
 

@@ -136,6 +136,10 @@ class Parallel:
             self.objective.reshard()  # else the outermost weights, which are gathered now, would be used again
         return shares
 
+    def idle(self, batches: Sequence[Batch], skips: Sequence[int]) -> set[str]:
+        """What this process says to `forget_idle`: the parameters that it does not use in a step."""
+        return idle_parameters(self.model, batches, skips) if self.world.size > 1 else set()
+
     def forget_idle(self, idle: Sequence[set[str]]) -> None:
         """Take the gradients, all zero, from parameters that no process used: as on one process, they do not move."""
         if self.world.size > 1:
@@ -178,8 +182,7 @@ class _Objective(nn.Module):
 
 
 def _shard(objective: nn.Module, bf16: bool) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    mesh = init_device_mesh(device, (dist.get_world_size(),))
+    mesh = init_device_mesh(next(objective.parameters()).device.type, (dist.get_world_size(),))
     precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision if bf16 else MixedPrecisionPolicy()}
     for block in objective.model.blocks:  # type: ignore[union-attr]

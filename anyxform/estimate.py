@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from anyxform import attention
+from anyxform.attention import forget_masks
 from anyxform.loss import batch_loss
 from anyxform.modality import Modality
 from anyxform.model import Transformer
@@ -51,12 +51,12 @@ class Cost:
 @contextmanager
 def shapes_only() -> Iterator[FakeTensorMode]:
     """What is computed inside has shapes and no values."""
-    attention._mask.cache_clear()  # masks are kept, and those from here are of no use elsewhere
+    forget_masks()  # masks are kept, and those from here are of no use elsewhere
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             yield mode
     finally:
-        attention._mask.cache_clear()
+        forget_masks()
 
 
 def estimate(

@@ -4,11 +4,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 from anyxform.dataset import Dataset, Reader
-from anyxform.demo.media import Gallery
+from anyxform.demo.media import Gallery, document
 from anyxform.directions import Directions
 from anyxform.field import Direction, Field
 from anyxform.modality import Modality
@@ -62,20 +61,8 @@ def page(
     title: str,
 ) -> str:
     """The whole page as HTML, with the first `samples` of what was drawn as cards."""
-    style = files("anyxform.demo").joinpath("style.css").read_text(encoding="utf-8")
     cards = "".join(_card(it, modalities, gallery) for it in drawn[:samples])
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header><p class="brand">anyxform</p><h1>{escape(title)}</h1></header>
+    body = f"""<header><p class="brand">anyxform</p><h1>{escape(title)}</h1></header>
 <main>
 <section><h2>Datasets</h2>{_datasets(datasets, drawn)}</section>
 <section><h2>Samples</h2>
@@ -83,10 +70,8 @@ def page(
 and what else it has.</p><div class="cards">{cards}</div></section>
 <section><h2>Directions</h2>
 <p class="lead">How often each comes among the first {len(drawn):,} samples.</p>{_directions(drawn)}</section>
-</main>
-</body>
-</html>
-"""
+</main>"""
+    return document(title, body)
 
 
 def _datasets(datasets: Mapping[str, Dataset], drawn: Sequence[Drawn]) -> str:

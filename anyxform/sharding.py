@@ -1,29 +1,40 @@
-"""Tensors of which each process may hold a part only: whole ones out of them, and back.
+"""Tensors of which each process may hold a part only (DTensors): whole ones out of them, and back.
 
 On one process every function gives its tensor as it is. `whole` is a collective: all processes call it, in one order.
+DTensors are known by what they can do, as importing their module takes longer than most answers.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_parted(tensor: Tensor) -> bool:
+    """Whether a process may hold a part of it only."""
+    return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with the parts of all processes."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    parts: Any = tensor
+    return parts.full_tensor() if is_parted(tensor) else tensor
 
 
 def own(tensor: Tensor) -> Tensor:
     """The part that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    parts: Any = tensor
+    return parts.to_local() if is_parted(tensor) else tensor
 
 
 def parted(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, which every process has, parted as another of its shape is."""
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor) or tensor.shape != like.shape:
+    if not is_parted(like) or is_parted(tensor) or tensor.shape != like.shape:
         return tensor
-    tensor = tensor.to(like.device)
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    from torch.distributed.tensor import distribute_tensor
+
+    other: Any = like
+    return distribute_tensor(tensor.to(like.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 @torch.no_grad()

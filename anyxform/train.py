@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anyxform.checkpoint import model_tensors
-from anyxform.distributed import Parallel, Shares, World, idle_parameters
+from anyxform.distributed import Parallel, Shares, World
 from anyxform.model import Transformer
 from anyxform.optim import EMA, clip_gradients
 from anyxform.order import rng
@@ -95,7 +95,7 @@ def train_step(
     """
     parallel = parallel or Parallel(model)
     own_labels = sum(batch.num_labels for batch in batches)
-    plans = parallel.world.gather((len(batches), own_labels, idle_parameters(model, batches, skips)))
+    plans = parallel.world.gather((len(batches), own_labels, parallel.idle(batches, skips)))
     rounds, labels = max(count for count, _, _ in plans), max(1, sum(count for _, count, _ in plans))
     losses, objectives = _Losses(), []
     options = {"exits": exits, "skips": skips, "exit_weight": exit_weight, "length_weight": length_weight}
@@ -138,9 +138,9 @@ def train(
 
     `rows` are the loader's pairs of a packed row and the position behind it, beginning at `state.position`: of the
     `rows_per_step` rows of each step those that are this process's (see `share_of`). `lr` gives the learning rate of a
-    step. Every `exit_every` steps one early layer is read too, each in turn (the rotating exits
-    of LayerSkip, arXiv 2404.16710); 0: never. `options` go to `train_step`. More than `max_nonfinite` skipped steps
-    in a row raise a ValueError: single ones are usual in a long run, but many in a row do not mend themselves.
+    step. Every `exit_every` steps one early layer is read too, each in turn (the rotating exits of LayerSkip, arXiv
+    2404.16710); 0: never. `options` go to `train_step`. More than `max_nonfinite` skipped steps in a row raise a
+    ValueError: single ones are usual in a long run, but many in a row do not mend themselves.
     """
     model, device = state.model.train(), next(state.model.parameters()).device
     parallel = parallel or Parallel(model)

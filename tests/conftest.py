@@ -52,3 +52,14 @@ def checkpoint(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(weights, folder / "model.safetensors")
     (folder / "manifest.json").unlink()  # it has the digest of what was there before
     return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a picture and a recording in it."""
+    from tests.tiny import PNG, WAV
+
+    monkeypatch.chdir(tmp_path)
+    Path("disc.png").write_bytes(PNG)
+    Path("disc.wav").write_bytes(WAV)
+    return tmp_path

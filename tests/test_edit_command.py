@@ -6,23 +6,11 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
-import torch
 
 import anyxform
 from anyxform.cli import main
 from anyxform.edit import Session
-from tests.tiny import picture, tone
-
-PNG = picture("red", "disc", torch.Generator().manual_seed(5))
-WAV = tone("red", "disc", torch.Generator().manual_seed(5))
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    Path("disc.png").write_bytes(PNG)
-    Path("disc.wav").write_bytes(WAV)
-    return tmp_path
+from tests.tiny import PNG, WAV
 
 
 @pytest.fixture

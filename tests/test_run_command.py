@@ -12,19 +12,7 @@ from anyxform.cli import main
 from anyxform.cli.run import expand
 from modalities.audio import Audio
 from modalities.audio.waveform import Waveform, write
-from tests.tiny import picture, tone
-
-PNG = picture("red", "disc", torch.Generator().manual_seed(5))
-WAV = tone("red", "disc", torch.Generator().manual_seed(5))
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a picture and a recording in it."""
-    monkeypatch.chdir(tmp_path)
-    Path("disc.png").write_bytes(PNG)
-    Path("disc.wav").write_bytes(WAV)
-    return tmp_path
+from tests.tiny import PNG, WAV
 
 
 @pytest.fixture

@@ -130,3 +130,8 @@ def write_shard(path: Path, contents: list[dict[str, Any]]) -> None:
     with webdataset.TarWriter(str(path)) as shard:
         for sample in contents:
             shard.write(sample)
+
+
+PNG = picture("red", "disc", torch.Generator().manual_seed(5))
+WAV = tone("red", "disc", torch.Generator().manual_seed(5))
+"""Files of one red disc and its tone."""

@@ -17,7 +17,7 @@ from anyxform.model import Transformer
 from anyxform.rows import Rows
 
 NONE = "none"
-OPEN = ("sampling", "train.loss_weights")
+OPEN = ("sampling", "train.loss_weights", "distributed.slurm")
 """Dictionaries of the configs that are empty, and may hold any keys."""
 FREE = ("datasets", "directions", "resume", "processes")
 """Keys whose values may be of another type than their defaults."""

@@ -21,13 +21,18 @@ def elsewhere(options: Mapping[str, Any], overrides: Sequence[str], run_dir: str
     """Train in other processes if the config `distributed` wants that: their exit code. None: train in this one."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return None
-    local = isinstance(options["processes"], int) and not isinstance(options["processes"], bool)
-    if options["processes"] != "auto" and not (local and options["processes"] > 0):
-        raise ValueError(f"distributed.processes={options['processes']} is not possible: give 1 or more, or auto")
+    processes = options["processes"]
+    if processes != "auto" and (type(processes) is not int or processes < 1):
+        raise ValueError(f"distributed.processes={processes} is not possible: give 1 or more, or auto")
     if (options["restarts"] or options["cluster"]) and (run_dir is None or "resume=auto" not in overrides):
         raise ValueError("distributed.restarts and distributed.cluster need to know the run: give run_dir= resume=auto")
     if options["cluster"]:
         return _submit(options, overrides, Path(str(run_dir)))
+    if options["nodes"] != 1:
+        raise ValueError(
+            f"distributed.nodes={options['nodes']} is not possible here alone: give distributed=slurm, or run torchrun "
+            "on each machine"
+        )
     return launch(options, overrides) if _processes(options) > 1 else None
 
 
@@ -75,12 +80,15 @@ def _submit(options: Mapping[str, Any], overrides: Sequence[str], run_dir: Path)
         import submitit
     except ImportError as error:
         raise ValueError("distributed=slurm needs submitit: pip install 'anyxform[slurm]'") from error
-    executor = submitit.AutoExecutor(folder=run_dir / "jobs", cluster=options["cluster"])
-    executor.update_parameters(
-        name=run_dir.name, nodes=options["nodes"], tasks_per_node=1, timeout_min=options["minutes"],
-        **{f"slurm_{name}": value for name, value in options["slurm"].items()},
-    )  # fmt: skip
-    job = executor.submit(_Node(dict(options), list(overrides)))
+    try:
+        executor = submitit.AutoExecutor(folder=run_dir / "jobs", cluster=options["cluster"])
+        executor.update_parameters(
+            name=run_dir.name, nodes=options["nodes"], tasks_per_node=1, timeout_min=options["minutes"],
+            **{f"slurm_{name}": value for name, value in options["slurm"].items()},
+        )  # fmt: skip
+        job = executor.submit(_Node(dict(options), list(overrides)))
+    except (RuntimeError, NameError, TypeError, submitit.core.utils.FailedSubmissionError) as error:
+        raise ValueError(f"distributed.cluster={options['cluster']} takes no run: {error}") from error
     print(f"submitted as job {job.job_id}: {job.paths.stderr} will have what it tells", file=sys.stderr)
     return 0
 

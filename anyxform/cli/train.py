@@ -74,6 +74,8 @@ class Run:
         ):
             if value < least:
                 raise ValueError(f"{name}={value} is not possible: give {least} or more")
+        if self.options["debug"] and world.size > 1:
+            raise ValueError(f"train.debug={self.options['debug']} is for one process, not {world.size}")
         if self.options["rows_per_step"] < world.size:
             raise ValueError(
                 f"train.rows_per_step={self.options['rows_per_step']} is not possible with {world.size} processes: "

@@ -3,6 +3,7 @@
 import mimetypes
 from difflib import SequenceMatcher
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,26 @@ def kind(modality: Modality) -> str:
     """The first half of the media type of a modality's files: `image`, `audio`, `text`, `application`, …"""
     guess = _TYPES.guess_type(f"file.{modality.extensions[0]}")[0] if modality.extensions else None
     return (guess or "application").split("/")[0]
+
+
+def document(title: str, body: str) -> str:
+    """A whole page in our style."""
+    style = files("anyxform.demo").joinpath("style.css").read_text(encoding="utf-8")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
 
 
 class Gallery:

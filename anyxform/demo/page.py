@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 from anyxform.demo.exhibits import Card, Section
-from anyxform.demo.media import Gallery, marked
+from anyxform.demo.media import Gallery, document, marked
 from anyxform.evaluate import MODEL, Item, Row
 from anyxform.field import Field
 from anyxform.modality import Modality
@@ -54,28 +53,14 @@ class Contents:
 def render(contents: Contents, modalities: Mapping[str, Modality], gallery: Gallery) -> str:
     """The whole page."""
     sections = [_section(section, cards, contents, modalities, gallery) for section, cards in contents.cards.items()]
-    style = files("anyxform.demo").joinpath("style.css").read_text(encoding="utf-8")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>anyxform: one model, any pair</title>
-<style>
-{style}</style>
-</head>
-<body>
-{_header(contents)}
+    body = f"""{_header(contents)}
 <main>
 {"".join(sections)}
 {_results(contents)}
 {_training(contents)}
 </main>
-<footer>{"".join(f"<p>{escape(note)}</p>" for note in contents.notes)}</footer>
-</body>
-</html>
-"""
+<footer>{"".join(f"<p>{escape(note)}</p>" for note in contents.notes)}</footer>"""
+    return document("anyxform: one model, any pair", body)
 
 
 def _header(contents: Contents) -> str:
