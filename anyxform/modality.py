@@ -68,6 +68,8 @@ class Modality(ABC):
     """Whether a part that is made anew may become longer or shorter than it was."""
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     """Names of the metrics, the judge's included, of which less is better."""
+    training_arguments: ClassVar[frozenset[str]] = frozenset()
+    """The constructor's arguments that only training heeds: a run may go on with others."""
 
     unit: ClassVar[str] = ""
     """In which the spans of its pieces are measured, such as ``seconds``."""

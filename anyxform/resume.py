@@ -219,13 +219,19 @@ def _check_modalities(folder: Path, saved: Mapping[str, Any], modalities: Mappin
     states = checkpoint.read_tensors(folder / "modalities.safetensors")
     for name in sorted(saved.keys() | now.keys()):
         own = {f"{name}.{key}": tensor for key, tensor in modalities[name].state().items()} if name in now else {}
-        if saved.get(name) != now.get(name) or not all(
+        free = modalities[name].training_arguments if name in now else frozenset()
+        old, new = (_without(it[name], free) if name in it else None for it in (saved, now))
+        if old != new or not all(
             key in states and torch.equal(states[key], tensor.cpu()) for key, tensor in own.items()
         ):
             raise ValueError(
                 f"{folder} was trained with another {name} (its arguments or its tokenizer): resume with that, "
                 "or start anew in another run_dir"
             )
+
+
+def _without(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in names}
 
 
 def _names(state: TrainState) -> list[str]:

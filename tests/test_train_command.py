@@ -272,6 +272,14 @@ def test_an_earlier_checkpoint_goes_on_in_another_folder(
     assert losses(tmp_path / "2024") == losses(uninterrupted)[-3:]
 
 
+def test_what_only_training_heeds_may_change(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    assert main(tiny.train(copy, "resume=auto", "modality.image.augment=0.5", "train.steps=7")) == 0
+    config = json.loads((copy / "checkpoints" / "step-00000007" / "config.json").read_text())
+    assert config["modalities"]["image"]["augment"] == 0.5
+
+
 def test_what_a_run_was_trained_with_before_is_kept(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run_dir, copy)

@@ -32,6 +32,7 @@ class Audio(Modality):
     joins: ClassVar[bool] = True
     decoding: ClassVar = "masked"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"lsd", "duration_error", "judge_wer", "judge_cer"})
+    training_arguments: ClassVar[frozenset[str]] = frozenset({"augment"})
 
     def __init__(
         self,

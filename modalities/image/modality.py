@@ -25,6 +25,7 @@ class Image(Modality):
     name: ClassVar[str] = "image"
     extensions: ClassVar[tuple[str, ...]] = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
     position_axes: ClassVar[int] = 2
+    training_arguments: ClassVar[frozenset[str]] = frozenset({"augment"})
     decoding: ClassVar = "masked"
     fixed_length = True
 
