@@ -260,7 +260,7 @@ def test_shards_of_something_else_are_not_overwritten(folder, tmp_path, capsys):
         (["none"], "none is no folder, no CSV, TSV, JSONL, no shard"),
         (["files", "--key", "name"], "files is no table: --field, --key"),
         (["files", "--val", "0.7", "--test", "0.3"], "shares val=0.7 and test=0.3 are not possible"),
-        (["empty"], "the source has no samples"),
+        (["empty"], "empty has no samples: files are samples if a modality reads"),
         (["table.csv"], "table.csv has the columns name, photo, voice, title: say what they are"),
         (["table.csv", "--field", "image=phot"], "table.csv has no column 'phot': did you mean 'photo'?"),
         (["table.csv", "--field", "imag=photo"], "--field imag: no modality is called 'imag': did you mean 'image'?"),

@@ -130,5 +130,7 @@ def test_the_command(tiny, capsys):
     assert "nano" in sizes and "xl" in sizes
     assert main(["plan", *words, "--tokens", "1e9", "model.dim=8192", "model.depth=12"]) == 0
     assert "does not fit" in capsys.readouterr().out
+    assert main(["plan", *words, "--law", "nothing.json"]) == 2
+    assert "--law nothing.json is no law" in capsys.readouterr().err
     assert main(["plan", *words, "--gpus", "0"]) == 2
     assert capsys.readouterr().err.strip().count("\n") == 0

@@ -178,7 +178,13 @@ def test_damaged_shards_are_named_and_the_others_indexed_in_several_processes(pa
     assert main(["data", "index", f"{path.parent}/*.tar", f"{path.parent}/none.tar", "--workers", "2"]) == 1
     said = capsys.readouterr()
     assert all(f"{path.parent}/{text}" in said.err for text in ("a.tar: broken", "b.tar is not a tar", "none.tar: see"))
-    assert "4 shards, 24 samples: 2 indexed" in said.out and "4 shards are damaged" in said.err
+    assert "4 shards, 24 samples: 2 indexed, 0 as they were" in said.out
+    assert "2 of them could not be read" in said.err and "2 of them damaged" in said.err
+
+
+def test_a_shard_that_is_not_there_is_one_line(tmp_path, capsys):
+    assert main(["data", "index", str(tmp_path / "none.tar")]) == 2
+    assert capsys.readouterr().err.startswith(f"anyxform: error: there is no shard {tmp_path}/none.tar: ")
 
 
 def test_indices_of_remote_shards_are_kept_or_written_to_a_folder(path, tmp_path, walks, capsys):

@@ -44,15 +44,13 @@ def plan(
     """The shards of each split, of at most so many samples and about so many bytes, shuffled by the keys' hashes.
 
     Splits are those of the source if it has any, else shares by the hash of the group. ValueError: shares that are
-    none, no sample, two of one key, one without a split where others have one.
+    none, two of one key, one without a split where others have one.
     """
     if min(val, test) < 0 or val + test >= 1:
         raise ValueError(f"shares val={val:g} and test={test:g} are not possible: together they must be below 1")
     if samples < 1 or size < 1:
         raise ValueError("a shard must have room for a sample")
     found = sorted(entries, key=lambda entry: share(entry.key))
-    if not found:
-        raise ValueError("the source has no samples")
     for one, other in pairwise(found):
         if one.key == other.key:
             raise ValueError(f"two samples have the key {one.key!r}: give --key, a column in which each is another")

@@ -53,6 +53,9 @@ def main(arguments: Sequence[str]) -> int:
         source.entries(skipped), val=options.val, test=options.test, samples=options.samples,
         size=int(options.megabytes * 1e6),
     )  # fmt: skip
+    if not parts:
+        why = skipped[0] if skipped else "files are samples if a modality reads their endings (anyxform modalities)"
+        raise ValueError(f"{options.source} has no samples: {why}")
     missing = begin(options.out, parts, options.again)
     with progress_bar() as bar:
         total = sum(len(part.entries) for part in parts)

@@ -29,27 +29,32 @@ def main(arguments: Sequence[str]) -> int:
     names = [name for pattern in options.shards for name in expand(pattern) if not is_index(name)]
     if not names:
         raise ValueError(f"there is no shard {' '.join(options.shards)}")
-    made = samples = damaged = 0
+    made = samples = damaged = unread = 0
     work = partial(_index, folder=options.out, again=options.again)
     with progress_bar() as bar:
         for new, count, damage in bar.track(
             in_processes(work, names, options.workers), len(names), description="shards"
         ):
-            made, samples, damaged = made + new, samples + count, damaged + bool(damage)
+            made, unread, samples = made + bool(new), unread + (new is None), samples + count
+            damaged += bool(damage) and new is not None
+            if unread == len(names):
+                raise ValueError(damage[0])
             for line in damage:
                 print(line, file=sys.stderr)
-    print(f"{len(names):,} shards, {samples:,} samples: {made:,} indexed, {len(names) - made:,} as they were")
-    if damaged:
-        print(f"{damaged:,} shards are damaged", file=sys.stderr)
-    return int(damaged > 0)
+    before = len(names) - made - unread
+    print(f"{len(names):,} shards, {samples:,} samples: {made:,} indexed, {before:,} as they were")
+    for count, what in ((unread, "could not be read"), (damaged, "damaged")):
+        if count:
+            print(f"{count:,} of them {what}", file=sys.stderr)
+    return int(damaged + unread > 0)
 
 
-def _index(name: str, folder: Path | None, again: bool) -> tuple[bool, int, list[str]]:
-    """Whether an index was made, how many samples it has, and what is wrong with the shard."""
+def _index(name: str, folder: Path | None, again: bool) -> tuple[bool | None, int, list[str]]:
+    """Whether an index was made (None: it cannot be read), its number of samples, and what is wrong with the shard."""
     from anyxform.shard_index import ensure
 
     try:
         found, new = ensure(name, folder, again=again)
     except (ValueError, OSError) as error:
-        return False, 0, [str(error)]
+        return None, 0, [str(error)]
     return new, len(found.samples), found.damage

@@ -48,7 +48,6 @@ def _budget(options: Any) -> int:
     from anyxform.cli.conf import compose
     from anyxform.hardware import device
     from anyxform.model import PRESETS
-    from anyxform.scaling import Law
 
     for name, value in (("--gpus", options.gpus), ("--mfu", options.mfu), ("--tokens", options.tokens or 1)):
         if not value > 0:
@@ -65,7 +64,7 @@ def _budget(options: Any) -> int:
         average=train["ema"] is not None,
         bf16=train["bf16"],
     )
-    law = Law(**json.loads(options.law.read_text())["law"]) if options.law else None
+    law = _law(options.law) if options.law else None
     sizes = PRESETS if options.sizes else {"": {}}
     plans = {}
     for name, cost in _costs(config, sizes).items():
@@ -78,6 +77,16 @@ def _budget(options: Any) -> int:
     else:
         _tell_one(plans[""], setting, "the law" if law else f"{RULE_OF_THUMB} for each parameter")
     return 0
+
+
+def _law(path: Path) -> Any:
+    """The law in a plan.json."""
+    from anyxform.scaling import Law
+
+    try:
+        return Law(**json.loads(path.read_text())["law"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--law {path} is no law ({error}): give the plan.json of anyxform plan --fit") from None
 
 
 def _costs(config: dict[str, Any], sizes: dict[str, dict[str, int]]) -> dict[str, Any]:
