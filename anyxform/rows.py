@@ -29,25 +29,45 @@ Position = dict[str, list[int]]
 
 
 def balance(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Which of these lengths go together into rows of at most `size`: as few rows as fit, evenly full.
-
-    The longest first, each into the emptiest row: every row then holds long and short ones alike, so that no row is of
-    one kind, as it would be after sorting.
-    """
-    count = max(1, math.ceil(sum(lengths) / size))
+    """Which of these lengths go together into rows of at most `size`: as few rows as fit, evenly full if possible."""
     longest_first = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
-    while True:
-        rows: list[list[int]] = [[] for _ in range(count)]
-        used = [0] * count
-        for number in longest_first:
-            row = used.index(min(used))
-            if used[row] + lengths[number] > size:
-                break
+    tight = _best_fit(lengths, longest_first, size)
+    for fewest in range(max(1, math.ceil(sum(lengths) / size)), len(tight) + 1):
+        if (rows := _spread(lengths, longest_first, size, fewest)) is not None:
+            return rows
+    return tight
+
+
+def _spread(lengths: Sequence[int], order: Sequence[int], size: int, count: int) -> list[list[int]] | None:
+    """So many rows, each length into the emptiest; None: they do not fit so.
+
+    Every row then holds long and short ones alike, so that no row is of one kind, as it would be after sorting.
+    """
+    rows: list[list[int]] = [[] for _ in range(count)]
+    used = [0] * count
+    for number in order:
+        row = used.index(min(used))
+        if used[row] + lengths[number] > size:
+            return None
+        rows[row].append(number)
+        used[row] += lengths[number]
+    return [sorted(row) for row in rows if row]
+
+
+def _best_fit(lengths: Sequence[int], order: Sequence[int], size: int) -> list[list[int]]:
+    """Each length into the fullest row that has room for it."""
+    rows: list[list[int]] = []
+    used: list[int] = []
+    for number in order:
+        fitting = [row for row, there in enumerate(used) if there + lengths[number] <= size]
+        if fitting:
+            row = max(fitting, key=lambda row: used[row])
             rows[row].append(number)
             used[row] += lengths[number]
         else:
-            return [sorted(row) for row in rows if row]
-        count += 1
+            rows.append([number])
+            used.append(lengths[number])
+    return [sorted(row) for row in rows]
 
 
 @dataclass(frozen=True)

@@ -50,21 +50,22 @@ class _Files:
         self._lock = Lock()
 
     def __call__(self, shard: Shard) -> FileIO:
-        place, now = (shard, os.getpid()), time.monotonic()
+        place = (shard, os.getpid())
         with self._lock:
             found = self._open.get(place)
-        if found is None:
-            found = _opened(shard), now
-        file, touched = found
+            if found is not None and not shard.remote:
+                self._open.move_to_end(place)
+                return found[0]
+        now = time.monotonic()
+        file, touched = found or (_opened(shard), now)
         if shard.remote and now - touched > TOUCH_EVERY:
             with suppress(OSError):  # that it is in use shall be seen, if it can be
                 os.utime(file.fileno())
-            found = file, now
+            touched = now
         with self._lock:
-            new = place not in self._open
-            self._open[place] = found
+            self._open[place] = file, touched
             self._open.move_to_end(place)
-            if new:
+            if found is None:
                 self._close(shard.remote)
         return file
 

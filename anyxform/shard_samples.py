@@ -44,12 +44,13 @@ class Sample:
     def read(self, ending: str) -> bytes:
         """A member's bytes. ValueError: they are not those that were indexed; OSError: the shard cannot be fetched."""
         offset, size, header, content = self.members[ending]
-        if zlib.crc32(shard_files.read(self.shard, offset - BLOCK, BLOCK)) != header:
+        both = shard_files.read(self.shard, offset - BLOCK, BLOCK + size)
+        if zlib.crc32(both[:BLOCK]) != header:
             raise ValueError(
                 f"{self.shard}: {self.key}.{ending} is not where the index has it: the shard is damaged or was written "
                 "again (for a new index: anyxform data index)"
             )
-        data = shard_files.read(self.shard, offset, size)
+        data = both[BLOCK:]
         if len(data) != size:
             raise ValueError(f"{self.shard}: {self.key}.{ending} is truncated ({len(data)} of {size} bytes)")
         if content != UNREAD and zlib.crc32(data) != content:

@@ -16,10 +16,9 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from braceexpand import braceexpand
@@ -44,8 +43,7 @@ class Missing(ValueError):
     """There is nothing of that name."""
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """A shard's path or URL, its size in bytes, and what is another string when it is written again."""
 
     name: str

@@ -177,6 +177,7 @@ def test_padding_is_what_full_rows_do_not_fill(datasets):
         ([3, 7, 2, 8, 4, 6], [10, 10, 10]),
         ([1] * 21, [7, 7, 7]),
         ([4] * 5, [4, 8, 8]),
+        ([5, 5, 4, 3, 3], [10, 10]),
     ],
 )
 def test_balance_fills_few_rows_evenly(lengths, full):

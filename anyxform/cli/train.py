@@ -25,6 +25,7 @@ from anyxform.cli.launch import LOST, elsewhere
 from anyxform.data import Counts
 from anyxform.distributed import ALONE, Lost, Parallel, World, joined, whole_model
 from anyxform.field import did_you_mean
+from anyxform.float8 import to_float8
 from anyxform.model import Transformer, compile_blocks
 from anyxform.optim import EMA, OPTIMIZERS, learning_rate
 from anyxform.overfit import ENOUGH, one_of_each, overfit, rows_of
@@ -99,6 +100,8 @@ class Run:
         model.to(self.device)
         for block in model.blocks:
             block.recomputes = self.options["checkpoint_activations"]
+        if self.options["float8"]:
+            to_float8(model)
         if self.options["compile"]:
             compile_blocks(model)
         strategy = self.config["distributed"]["strategy"]

@@ -1,0 +1,78 @@
+"""On a CUDA device: the same as on the CPU, nothing compiled twice, and no row waits for the device."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from anyxform.field import Field
+from anyxform.generate import Request, generate
+from anyxform.loss import batch_loss
+from anyxform.optim import adamw
+from anyxform.sampling import Sampling
+from anyxform.train import train_step
+from tests.toy import toys
+from tests.toy_training import DIRECTIONS, toy_example, toy_model, toy_row
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Whatever waits for the device is an error."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_losses_and_gradients_are_those_of_the_cpu() -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        model = toy_model().to(device)
+        total, _ = batch_loss(model, toy_row(0).to(torch.device(device)))
+        total.backward()
+        gradients = {name: it.grad.cpu() for name, it in model.named_parameters() if it.grad is not None}
+        found.append((total.detach().cpu(), gradients))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_of_one_size_are_compiled_once() -> None:
+    from torch._dynamo.utils import counters
+
+    model = toy_model().cuda()
+    optimizer, device = adamw(model), torch.device("cuda")
+    train_step(model, optimizer, [toy_row(0).to(device)], bf16=True)
+    before = counters["stats"]["unique_graphs"]
+    for number in range(1, 6):
+        assert not train_step(model, optimizer, [toy_row(number).to(device)], bf16=True)["skipped"]
+    assert counters["stats"]["unique_graphs"] == before
+
+
+def test_no_row_waits_for_the_device(no_waiting: None) -> None:
+    model, device = toy_model().cuda(), torch.device("cuda")
+    rows = [toy_row(number).to(device) for number in range(3)]
+    for number, row in enumerate(rows):
+        if number:  # the first compiles
+            torch.cuda.set_sync_debug_mode("error")
+        with torch.autocast("cuda", torch.bfloat16):
+            total, _ = batch_loss(model, row)
+        total.backward()
+
+
+@pytest.mark.parametrize("decoding", ["autoregressive", "masked"])
+def test_what_is_generated_is_what_the_cpu_generates(decoding: str) -> None:
+    modalities, generator = toys(), torch.Generator().manual_seed(0)
+    examples = [toy_example(*pair, generator) for pair in DIRECTIONS]
+    requests = [
+        Request(it.sources, Field(it.target.modality))
+        for it in examples
+        if modalities[it.target.modality].decoding == decoding
+    ]
+    options = Sampling(temperature=0.0, seed=1)
+    answers = [
+        [it.codes.tolist() for it in generate(toy_model().to(device), modalities, requests, options)]
+        for device in ("cpu", "cuda")
+    ]
+    assert answers[0] == answers[1]
