@@ -33,6 +33,7 @@ from benchmarks.compare import Comparison, calibration, compare, report
 from benchmarks.specialists import OPTIONS, Budget
 
 DIRECTION = "text:en>image:noto"
+DEFAULTS = ("200", "1f4[0-7]*", "100")
 DEFAULT = "masked, 12 steps"
 SETTINGS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
@@ -133,5 +134,5 @@ def main(seconds: float, keys: str, limit: int) -> None:
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    main(float((words + ["200"])[0]), (words[1:] + ["1f4[0-7]*"])[0], int((words[2:] + ["100"])[0]))
+    seconds, keys, limit = [*sys.argv[1:], *DEFAULTS[len(sys.argv) - 1 :]]
+    main(float(seconds), keys, int(limit))
