@@ -46,25 +46,28 @@ class _Files:
     """Files that are open, each process its own; those used longest ago are closed."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[tuple[Shard, int], tuple[FileIO, float]] = OrderedDict()
+        self._open: OrderedDict[Shard, tuple[FileIO, float | None]] = OrderedDict()
         self._lock = Lock()
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
+        self._open, self._lock = OrderedDict(), Lock()
 
     def __call__(self, shard: Shard) -> FileIO:
-        place = (shard, os.getpid())
         with self._lock:
-            found = self._open.get(place)
-            if found is not None and not shard.remote:
-                self._open.move_to_end(place)
-                return found[0]
+            found = self._open.get(shard)
+            if found is not None:
+                self._open.move_to_end(shard)
+                if found[1] is None:
+                    return found[0]
         now = time.monotonic()
-        file, touched = found or (_opened(shard), now)
-        if shard.remote and now - touched > TOUCH_EVERY:
+        file, touched = found or (_opened(shard), now if shard.remote else None)
+        if touched is not None and now - touched > TOUCH_EVERY:
             with suppress(OSError):  # that it is in use shall be seen, if it can be
                 os.utime(file.fileno())
             touched = now
         with self._lock:
-            self._open[place] = file, touched
-            self._open.move_to_end(place)
+            self._open[shard] = file, touched
             if found is None:
                 self._close(shard.remote)
         return file
@@ -74,9 +77,9 @@ class _Files:
         if len(self._open) > MOST_OPEN:
             self._open.popitem(last=False)
         if remote:
-            for place, (file, _) in list(self._open.items()):
-                if place[0].remote and not os.fstat(file.fileno()).st_nlink:
-                    del self._open[place]
+            for shard, (file, touched) in list(self._open.items()):
+                if touched is not None and not os.fstat(file.fileno()).st_nlink:
+                    del self._open[shard]
 
 
 def _opened(shard: Shard) -> FileIO:
