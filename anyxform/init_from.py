@@ -1,7 +1,7 @@
 """Start from what exists: weights of a published language model, or of a checkpoint of our own.
 
-An `Origin` says how large the model must be and which tokenizers fit, and fills what it has weights for; the rest of the
-model stays fresh. Files are safetensors and JSON: nothing of a checkpoint is unpickled, imported or run.
+An `Origin` says how large the model must be and which tokenizers fit, and fills what it has weights for; the rest of
+the model stays fresh. Files are safetensors and JSON: nothing of a checkpoint is unpickled, imported or run.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -19,6 +19,7 @@ from anyxform.modality import Modality
 from anyxform.model import Transformer
 from anyxform.parts import part_of
 from anyxform.published import CONDITIONS, Published
+
 
 class Origin(Protocol):
     """Where weights come from."""
@@ -130,7 +131,8 @@ def told(model: Transformer, taken: Set[str]) -> str:
 
 def _names(model: Transformer) -> list[str]:
     """Of its tensors, each condition by itself."""
-    return [*(f"{CONDITIONS}.{it}" for it in model.condition_ids), *(it for it in model_tensors(model) if it != CONDITIONS)]
+    rest = (name for name in model_tensors(model) if name != CONDITIONS)
+    return [*(f"{CONDITIONS}.{name}" for name in model.condition_ids), *rest]
 
 
 def _but(missing: Sequence[str]) -> str:

@@ -96,8 +96,7 @@ class Transformer(nn.Module):
         self.condition_embedding = nn.Embedding(len(conditions), dim)
         self.targets: Any = nn.ModuleDict({name: Target(it, dim, tie_embeddings) for name, it in modalities.items()})
         self.blocks: Any = nn.ModuleList(
-            Block(dim, num_heads, num_kv_heads, head_dim, hidden_dim, norm_eps, dropout, qk_norm)
-            for _ in range(depth)
+            Block(dim, num_heads, num_kv_heads, head_dim, hidden_dim, norm_eps, dropout, qk_norm) for _ in range(depth)
         )
         self.norm = RMSNorm(dim, norm_eps)
         self.init_weights()

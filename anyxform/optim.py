@@ -44,7 +44,7 @@ def _scales(model: nn.Module, lr: float, part_lr: Mapping[str, float] | None) ->
     """The parts' learning rates as factors on that of all others."""
     checked(model, part_lr or {}, "optim.part_lr")
     for part, rate in (part_lr or {}).items():
-        if not (lr > 0 and rate > 0):
+        if not isinstance(rate, int | float) or not (lr > 0 and rate > 0):
             raise ValueError(f"optim.part_lr.{part}={rate} beside optim.lr={lr} is not possible: give rates above 0")
     return {part: rate / lr for part, rate in (part_lr or {}).items()}
 

@@ -26,6 +26,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 """Values, beside none, of the keys of a published config.json that would change what is computed."""
 CONDITIONS = "condition_embedding.weight"
+EMBEDDINGS, HEAD = TABLES = "model.embed_tokens.weight", "lm_head.weight"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -89,10 +90,10 @@ class Published:
 
     @torch.no_grad()
     def fill(self, model: Transformer, modalities: Mapping[str, Modality]) -> set[str]:
-        language = [name for name in modalities if self._is_of(modalities[name])]
+        language = [it for it in modalities.values() if self._is_of(it)]
         places, tables = self._places(model), dict[str, Tensor]()
         for name, tensor in self._tensors():
-            if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            if name in TABLES:
                 if language:
                     tables[name] = tensor
                 continue
@@ -100,49 +101,45 @@ class Published:
                 raise ValueError(f"{self.folder} has {name}, for which the stack has no place: this is not supported")
             place = places.pop(name)
             if place.shape != tensor.shape:
-                raise ValueError(
-                    f"{self.folder}: {name} has shape {tuple(tensor.shape)}, but by its config.json {tuple(place.shape)}"
-                )
+                expected = f"by its config.json {tuple(place.shape)}"
+                raise ValueError(f"{self.folder}: {name} has shape {tuple(tensor.shape)}, but {expected}")
             place.copy_(tensor)
         if places:
             raise ValueError(f"{self.folder} lacks {next(iter(places))}: the checkpoint is not whole")
         taken = {name for name in model_tensors(model) if part_of(name) == "stack"}
-        for name in language:
-            taken |= self._fill_tables(model, modalities[name], tables)
-        return taken
+        return taken.union(*(self._fill_tables(model, modality, tables) for modality in language))
 
     def _is_of(self, modality: Modality) -> bool:
         """Whether a modality has the tokenizer that lies there."""
-        found = type(modality).published(self.folder)
-        config = modality.config()
+        found, config = type(modality).published(self.folder), modality.config()
         return bool(found) and all(config.get(key) == value for key, value in found.items())
 
     def _fill_tables(self, model: Transformer, modality: Modality, tables: Mapping[str, Tensor]) -> set[str]:
         """Embeddings of sources and of targets, the head, the end of a target, and the marker in front of it."""
-        embeddings = tables.get("model.embed_tokens.weight")
-        head = embeddings if self.sizes["tie_embeddings"] else tables.get("lm_head.weight")
+        name, target = modality.name, model.targets[modality.name]
+        embeddings = tables.get(EMBEDDINGS)
+        head = embeddings if self.sizes["tie_embeddings"] else tables.get(HEAD)
         if embeddings is None or head is None:
             raise ValueError(f"{self.folder} lacks its embeddings or its head: the checkpoint is not whole")
-        name, target = modality.name, model.targets[modality.name]
-        rows = modality.adopt(model.front_ends[name], embeddings)
-        if rows is None:
+        if (rows := modality.adopt(model.front_ends[name], embeddings)) is None:
             return set()
-        model.source_embedding[name].zero_()  # its sources begin as the embeddings that the stack knows
-        end, begin = (self._token(f"{it}_token_id") for it in ("eos", "bos"))
+        end, begin = (self._token(f"{it}_token_id", len(embeddings)) for it in ("eos", "bos"))
         rows = rows if end is None else torch.cat([rows, torch.tensor([end])])
         target.embedding[0, : len(rows)] = embeddings[rows].to(target.embedding)
         target.head[0, : len(rows)] = head[rows].to(target.head)
-        begins = (f"front_ends.{name}.", f"source_embedding.{name}", f"targets.{name}.embedding", f"targets.{name}.head")
-        taken = {it for it in model_tensors(model) if it.startswith(begins)}
-        if begin is not None and marker(name) in model.condition_ids:
-            number = model.condition_ids[marker(name)]
-            model.condition_embedding.weight[number] = embeddings[begin].to(target.embedding)
-            taken.add(f"{CONDITIONS}.{marker(name)}")
+        model.source_embedding[name].zero_()  # sources begin as the embeddings that the stack knows
+        places = ("front_ends.{}.", "source_embedding.{}", "targets.{}.embedding", "targets.{}.head")
+        taken = {it for it in model_tensors(model) if it.startswith(tuple(place.format(name) for place in places))}
+        if begin is not None and (condition := marker(name)) in model.condition_ids:
+            model.condition_embedding.weight[model.condition_ids[condition]] = embeddings[begin].to(target.embedding)
+            taken.add(f"{CONDITIONS}.{condition}")
         return taken
 
-    def _token(self, key: str) -> int | None:
+    def _token(self, key: str, count: int) -> int | None:
+        """The first of the tokens that a key of config.json names, if there is one among `count`."""
         value = self.config.get(key)
-        return value[0] if isinstance(value, list) else value
+        number = value[0] if isinstance(value, list) and value else value
+        return number if isinstance(number, int) and 0 <= number < count else None
 
     def _places(self, model: Transformer) -> dict[str, Tensor]:
         """Where each of its tensors belongs in the stack, by its name."""

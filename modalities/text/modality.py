@@ -145,9 +145,7 @@ class Text(Modality):
         head, _, _ = _parts(value, mask)
         if head == _without_space(head):
             return None
-        return torch.tensor(
-            [str(self.tokenizer.id_to_token(number)).startswith(SPACE) for number in self._ids]
-        )
+        return torch.tensor([str(self.tokenizer.id_to_token(number)).startswith(SPACE) for number in self._ids])
 
     def paste(self, original: str, edited: str, mask: Tensor) -> str:
         head, _, tail = _parts(original, mask)
@@ -247,12 +245,14 @@ class Text(Modality):
             return {}
         tokenizer = _read(path.read_text(encoding="utf-8"))
         if not _keeps_texts(tokenizer):
-            raise ValueError(f"{path} is no byte-level tokenizer, which gives every text back: only those are supported")
+            raise ValueError(f"{path} does not give every text back: only byte-level tokenizers are supported")
         return {"tokenizer": tokenizer.to_str()}
 
     def adopt(self, front_end: nn.Module, embeddings: Tensor) -> Tensor | None:
         if self._ids[-1] >= len(embeddings):
-            raise ValueError(f"the tokenizer has the token {self._ids[-1]}, the checkpoint {len(embeddings)} embeddings")
+            raise ValueError(
+                f"the tokenizer has the token {self._ids[-1]}, the checkpoint only {len(embeddings)} embeddings"
+            )
         ids = torch.tensor(self._ids)
         assert isinstance(front_end, TokenEmbedding)
         with torch.no_grad():
