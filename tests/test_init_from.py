@@ -233,6 +233,22 @@ def test_everything_but_the_stack_is_trained_with_muon_too(tiny: Tiny, tmp_path:
     assert main(tiny.train(tmp_path / "run", "train.freeze=[stack]", "optim=muon", "train.steps=3", "resume=auto")) == 0
 
 
+def test_a_backbone_is_trained_or_kept_saved_and_gone_on_with(tiny: Tiny, tmp_path: Path) -> None:
+    backbone = "+modality.image.backbone=test_resnet"
+    for frozen in ("true", "false"):
+        words = (backbone, f"+modality.image.frozen={frozen}", "train.ema=null")
+        runs = [tmp_path / frozen / name for name in ("whole", "parts")]
+        assert main(tiny.train(runs[0], *words, "train.steps=3", "train.checkpoint_every=1")) == 0
+        assert main(tiny.train(runs[1], *words, "train.steps=1")) == 0
+        assert main(tiny.train(runs[1], *words, "train.steps=3", "resume=auto")) == 0
+        first, last = (load_file(runs[0] / "checkpoints" / f"step-{n:08d}" / "model.safetensors") for n in (1, 3))
+        moved = {name for name in first if not torch.equal(first[name], last[name])}
+        assert any(name.startswith("front_ends.image.model.") for name in moved) == (frozen == "false")
+        assert "front_ends.image.project.weight" in moved
+        again = weights(runs[1])
+        assert last.keys() == again.keys() and all(torch.allclose(again[name], it) for name, it in last.items())
+
+
 def test_the_plan_has_its_sizes(llama: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config-dir", str(tiny.conf), "experiment=tiny", f"model.init_from={llama}", "--gpu", "h100"]
     assert main(["plan", *words, "--json"]) == 0

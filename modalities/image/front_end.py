@@ -1,5 +1,6 @@
 """The continuous source side: a convolutional stem, or a timm backbone. Letters: B pictures, S side, D width."""
 
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -42,7 +43,9 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, dim: int, *, size: int, pretrained: bool = False, frozen: bool = False) -> None:
+    def __init__(
+        self, name: str, dim: int, *, size: int, pretrained: bool | str | None = False, frozen: bool = False
+    ) -> None:
         super().__init__()
         self.model = create(name, size, pretrained)
         self.size, self.frozen = size, frozen
@@ -70,8 +73,11 @@ class Backbone(nn.Module):
         return self.project(self.norm(tokens.flatten(0, -2)))
 
 
-def create(name: str, size: int, pretrained: bool) -> Any:
-    """A timm model without its classifier; ValueError if timm has none of that name or it cannot take that size."""
+def create(name: str, size: int, pretrained: bool | str | None) -> Any:
+    """A timm model without its classifier, its weights `pretrained`: downloaded, or those of a file of safetensors.
+
+    ValueError: timm has none of that name, it cannot take that size, or the file does not fit.
+    """
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
         raise ValueError(f"timm has no model {name!r} (near it: {near or 'none'}); see timm.list_models()")
@@ -79,8 +85,15 @@ def create(name: str, size: int, pretrained: bool) -> Any:
     options: dict[str, Any] = {"num_classes": 0}
     if published is not None and published.fixed_input_size:  # a vision transformer builds its positions for one size
         options["img_size"] = size
+    if isinstance(pretrained, str):
+        if not pretrained.endswith(".safetensors") or not Path(pretrained).is_file():
+            raise ValueError(f"there is no file of safetensors {pretrained!r}: give one, or true to download weights")
+        options["pretrained_cfg_overlay"] = {"file": pretrained}
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        return timm.create_model(name, pretrained=bool(pretrained), **options)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{pretrained} does not fit the timm model {name!r}: {reason}") from error
     except (AssertionError, TypeError) as error:
         raise ValueError(f"the timm model {name!r} takes no pictures of {size} pixels: {error}") from error
 
