@@ -24,7 +24,8 @@ from anyxform.published import CONDITIONS, Published
 class Origin(Protocol):
     """Where weights come from."""
 
-    folder: Path
+    @property
+    def folder(self) -> Path: ...
 
     @property
     def sizes(self) -> dict[str, Any]:
