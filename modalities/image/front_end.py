@@ -6,6 +6,8 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modalities.image.layers import Residual
@@ -85,17 +87,25 @@ def create(name: str, size: int, pretrained: bool | str | None) -> Any:
     options: dict[str, Any] = {"num_classes": 0}
     if published is not None and published.fixed_input_size:  # a vision transformer builds its positions for one size
         options["img_size"] = size
-    if isinstance(pretrained, str):
-        if not pretrained.endswith(".safetensors") or not Path(pretrained).is_file():
-            raise ValueError(f"there is no file of safetensors {pretrained!r}: give one, or true to download weights")
-        options["pretrained_cfg_overlay"] = {"file": pretrained}
     try:
-        return timm.create_model(name, pretrained=bool(pretrained), **options)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{pretrained} does not fit the timm model {name!r}: {reason}") from error
+        model = timm.create_model(name, pretrained=pretrained is True, **options)
     except (AssertionError, TypeError) as error:
         raise ValueError(f"the timm model {name!r} takes no pictures of {size} pixels: {error}") from error
+    if isinstance(pretrained, str):
+        _fill(model, name, pretrained)
+    return model
+
+
+def _fill(model: nn.Module, name: str, path: str) -> None:
+    """Give a timm model the weights of a file; those of a classifier, which it lacks here, are left."""
+    if not path.endswith(".safetensors") or not Path(path).is_file():
+        raise ValueError(f"there is no file of safetensors {path!r}: give one, or true to download weights")
+    try:
+        missing = model.load_state_dict(load_file(path), strict=False).missing_keys
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} does not fit the timm model {name!r}: {str(error).splitlines()[-1]}") from error
+    if missing:
+        raise ValueError(f"{path} does not fit the timm model {name!r}: {missing[0]} is not in it")
 
 
 def features(model: Any, x: Tensor) -> Tensor:
