@@ -143,7 +143,7 @@ class Published:
 
     def _places(self, model: Transformer) -> dict[str, Tensor]:
         """Where each of its tensors belongs in the stack, by its name."""
-        places = {"model.norm.weight": model.norm.weight}
+        places: dict[str, Tensor] = {"model.norm.weight": model.norm.weight}
         for number, block in enumerate(model.blocks):
             attention, mlp = block.attention, block.mlp
             own = {
