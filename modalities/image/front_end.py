@@ -119,7 +119,8 @@ def features(model: Any, x: Tensor) -> Tensor:
 def grid(name: str, size: int) -> Grid:
     """Rows and columns of a backbone's features, found on the meta device: nothing is computed or downloaded."""
     with torch.device("meta"), torch.no_grad():
-        shape = features(create(name, size, pretrained=False), torch.empty(1, 3, size, size)).shape
+        model = create(name, size, pretrained=False).eval()  # normalisation over a batch wants more than one value
+        shape = features(model, torch.empty(1, 3, size, size)).shape
     if len(shape) == 4:
         return shape[1], shape[2]
     side = round(shape[1] ** 0.5)

@@ -192,6 +192,11 @@ def test_a_timm_backbone_gives_its_tokens(name: str, tokens: int) -> None:
     assert front_end(x, [1, 1]).shape == (2 * tokens, 24)
 
 
+def test_a_backbone_may_give_one_token() -> None:
+    image = Image(size=16, width=16, backbone="test_resnet")
+    assert len(image.source_positions(image.preprocess(noise()))) == 1
+
+
 def test_a_frozen_backbone_stays_as_it_is() -> None:
     front_end = Image(width=16, backbone="test_resnet", frozen=True).front_end(8).train()
     before = {name: tensor.clone() for name, tensor in front_end.model.state_dict().items()}
