@@ -42,7 +42,7 @@ COMMON = (
 )  # fmt: skip
 PICTURES = ("modality.image.patch_size=16", "modality.image.augment=0.8")
 ARMS = ("fresh", "tables", "all")
-LOSSES, EXACT = (2_500, 5_000, 7_500, 10_000, 12_500, 15_000, 17_500, 20_000), (5_000, 10_000, 20_000)
+LOSSES, EXACT = (2_500, 5_000, 7_500, 10_000, 12_500, 15_000), (5_000, 10_000, 15_000)
 """After how many samples the loss, and the share of exact names, are measured."""
 ROWS, LIMIT = 8, 300
 
