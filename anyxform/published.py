@@ -111,7 +111,10 @@ class Published:
 
     def _is_of(self, modality: Modality) -> bool:
         """Whether a modality has the tokenizer that lies there."""
-        found, config = type(modality).published(self.folder), modality.config()
+        try:
+            found, config = type(modality).published(self.folder), modality.config()
+        except ValueError:  # one that cannot be used is not what it has
+            return False
         return bool(found) and all(config.get(key) == value for key, value in found.items())
 
     def _fill_tables(self, model: Transformer, modality: Modality, tables: Mapping[str, Tensor]) -> set[str]:

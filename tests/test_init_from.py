@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anyxform.cli import main
 from anyxform.init_from import open_origin, told
+from anyxform.modality import get_modality
 from anyxform.model import Transformer
 from anyxform.parts import part_of
 from anyxform.sequence import Example, Target, marker, pack
@@ -113,6 +114,9 @@ def test_a_tokenizer_that_changes_texts_is_refused(llama: Path, tmp_path: Path) 
     (folder / "tokenizer.json").write_text(json.dumps(changed))
     with pytest.raises(ValueError, match=r"tokenizer.json does not give every text back"):
         open_origin(folder).modality("text")
+    origin, own = open_origin(folder), get_modality("text")()
+    model = Transformer(modalities={"text": own}, conditions=[marker("text")], **origin.sizes)
+    assert told(model, origin.fill(model, {"text": own})) == "stack; fresh: conditions, text"
 
 
 # What is not supported

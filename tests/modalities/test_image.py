@@ -228,9 +228,7 @@ def test_a_backbone_begins_with_the_weights_of_a_file(tmp_path: Path) -> None:
 def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
     save_file({"conv9.weight": torch.zeros(2)}, tmp_path / "weights.safetensors")
     image = Image(width=16, backbone="test_resnet", pretrained=str(tmp_path / "weights.safetensors"))
-    with pytest.raises(
-        ValueError, match=r"does not fit the timm model 'test_resnet': .* is not in it"
-    ):
+    with pytest.raises(ValueError, match=r"does not fit the timm model 'test_resnet': .* is not in it"):
         image.front_end(8)
 
 
