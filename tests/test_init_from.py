@@ -162,6 +162,14 @@ def test_biases_and_weights_in_other_formats_are_refused(llama: Path, tmp_path: 
         begun(folder)
 
 
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    folder, _ = published(tmp_path / "model", "Llama", shards=True)
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    last.unlink()
+    with pytest.raises(ValueError, match=rf"{last.name} cannot be read"):
+        begun(folder)
+
+
 # The command
 
 
