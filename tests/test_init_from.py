@@ -246,7 +246,7 @@ def test_everything_but_the_stack_is_trained_with_muon_too(tiny: Tiny, tmp_path:
 
 
 def test_a_backbone_is_trained_or_kept_saved_and_gone_on_with(tiny: Tiny, tmp_path: Path) -> None:
-    backbone = ("+modality.image.backbone=test_resnet", "+modality.image.backbone_size=32")
+    backbone = ("+modality.image.backbone=test_resnet", "+modality.image.backbone_size=64")
     for frozen in ("true", "false"):
         words = (*backbone, f"+modality.image.frozen={frozen}", "train.ema=null")
         runs = [tmp_path / frozen / name for name in ("whole", "parts")]
