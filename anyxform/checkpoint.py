@@ -221,20 +221,36 @@ def load(folder: str | Path) -> tuple[Transformer, dict[str, Modality], dict[str
     """
     folder = find(folder)
     verify(folder)
-    config = read_json(folder / "config.json")
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{folder} has format {config.get('format')!r}, this version reads {FORMAT}: upgrade anyxform")
+    config = read_config(folder)
     tensors = read_tensors(folder / "modalities.safetensors")
-    modalities = {}
-    for name, arguments in config["modalities"].items():
-        state = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
-        modalities[name] = _build(folder, name, arguments, state)
+    modalities = {name: saved_modality(folder, config, tensors, name) for name in config["modalities"]}
     try:
         model = Transformer(modalities=modalities, conditions=config["conditions"], **config["model"])
     except TypeError as error:
         raise ValueError(f"{folder}/config.json does not describe a model of this version: {error}") from error
     load_tensors(model_tensors(model), folder / "model.safetensors")
     return model.eval(), modalities, config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A checkpoint's config.json; a ValueError says if it is of another version."""
+    config = read_json(folder / "config.json")
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{folder} has format {config.get('format')!r}, this version reads {FORMAT}: upgrade anyxform")
+    return config
+
+
+def saved_modality(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, **changes: Any
+) -> Modality:
+    """One of the modalities that a checkpoint's config.json and modalities.safetensors describe.
+
+    `changes` are arguments that are to be other than there. ValueError: they do not fit its tokenizer.
+    """
+    saved = config["modalities"][name]
+    changed = {key: value for key, value in changes.items() if saved.get(key) != value}
+    state = {key.removeprefix(f"{name}."): it for key, it in tensors.items() if key.startswith(f"{name}.")}
+    return _build(folder, name, {**saved, **changed}, state, changed)
 
 
 def find(path: str | Path) -> Path:

@@ -50,15 +50,26 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with normalised queries and keys: mixed modalities diverge without (arXiv 2405.09818)."""
+    """Grouped-query attention with normalised queries and keys: mixed modalities diverge without (arXiv 2405.09818).
 
-    def __init__(self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, norm_eps: float = 1e-6) -> None:
+    Without `qk_norm` it is that of a Llama.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        norm_eps: float = 1e-6,
+        qk_norm: bool = True,
+    ) -> None:
         super().__init__()
         self.sizes = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
         self.head_dim = head_dim
         self.qkv = nn.Linear(dim, sum(self.sizes), bias=False)
-        self.q_norm = RMSNorm(head_dim, norm_eps)
-        self.k_norm = RMSNorm(head_dim, norm_eps)
+        self.q_norm = RMSNorm(head_dim, norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head_dim, norm_eps) if qk_norm else nn.Identity()
         self.out = nn.Linear(num_heads * head_dim, dim, bias=False)
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
@@ -99,10 +110,11 @@ class Block(nn.Module):
         hidden_dim: int,
         norm_eps: float,
         dropout: float,
+        qk_norm: bool = True,
     ) -> None:
         super().__init__()
         self.norm1 = RMSNorm(dim, norm_eps)
-        self.attention = Attention(dim, num_heads, num_kv_heads, head_dim, norm_eps)
+        self.attention = Attention(dim, num_heads, num_kv_heads, head_dim, norm_eps, qk_norm)
         self.norm2 = RMSNorm(dim, norm_eps)
         self.mlp = SwiGLU(dim, hidden_dim)
         self.dropout = nn.Dropout(dropout)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -199,6 +200,23 @@ class Modality(ABC):
         """Take the tensors that `state` gave."""
         if state:
             raise ValueError(f"modality {self.name!r} has no tensors to load, but was given {sorted(state)[:3]}")
+
+    # A published language model's tokenizer and embeddings, optional: see `anyxform.init_from`
+
+    @classmethod
+    def published(cls, folder: Path) -> dict[str, Any]:
+        """The constructor's arguments that take over the tokenizer in a published language model's folder.
+
+        None of them: this modality writes no language, or there is no such file. ValueError: it cannot be used.
+        """
+        return {}
+
+    def adopt(self, front_end: nn.Module, embeddings: Tensor) -> Tensor | None:
+        """Give its front end the embeddings ``[rows, D]`` of the language model of which it has the tokenizer.
+
+        Returns which of the rows ``[V]`` are those of its codes; None where it has no such tokenizer.
+        """
+        return None
 
     # Judgement
 

@@ -67,6 +67,7 @@ class Transformer(nn.Module):
         hidden_dim: int | None = None,
         rope_theta: float = 10_000.0,
         norm_eps: float = 1e-6,
+        qk_norm: bool = True,
         dropout: float = 0.0,
         layer_dropout: float = 0.0,
         tie_embeddings: bool = True,
@@ -85,8 +86,8 @@ class Transformer(nn.Module):
             )
         self._config = {
             "dim": dim, "depth": depth, "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim,
-            "hidden_dim": hidden_dim, "rope_theta": rope_theta, "norm_eps": norm_eps, "dropout": dropout,
-            "layer_dropout": layer_dropout, "tie_embeddings": tie_embeddings,
+            "hidden_dim": hidden_dim, "rope_theta": rope_theta, "norm_eps": norm_eps, "qk_norm": qk_norm,
+            "dropout": dropout, "layer_dropout": layer_dropout, "tie_embeddings": tie_embeddings,
         }  # fmt: skip
         self.dim, self.head_dim, self.rope_theta, self.layer_dropout = dim, head_dim, rope_theta, layer_dropout
         self.condition_ids = {name: number for number, name in enumerate(conditions)}
@@ -95,7 +96,7 @@ class Transformer(nn.Module):
         self.condition_embedding = nn.Embedding(len(conditions), dim)
         self.targets: Any = nn.ModuleDict({name: Target(it, dim, tie_embeddings) for name, it in modalities.items()})
         self.blocks: Any = nn.ModuleList(
-            Block(dim, num_heads, num_kv_heads, head_dim, hidden_dim, norm_eps, dropout) for _ in range(depth)
+            Block(dim, num_heads, num_kv_heads, head_dim, hidden_dim, norm_eps, dropout, qk_norm) for _ in range(depth)
         )
         self.norm = RMSNorm(dim, norm_eps)
         self.init_weights()

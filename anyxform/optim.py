@@ -1,32 +1,64 @@
 """Parameter groups, the optimizer, the learning rate's schedule, and the average of the weights."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from anyxform.model import Transformer
+from anyxform.parts import checked, part_of
 from anyxform.sharding import own, whole
 
 Schedule = Literal["cosine", "wsd", "constant"]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms, biases and embeddings of single vectors do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def parameter_groups(
+    model: nn.Module, weight_decay: float, scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Matrices decay; norms, biases and embeddings of single vectors do not.
+
+    `scales`: factors on the learning rate of parts of the model (see `set_rate`), 1 for those that it does not name.
+    """
+    scales = scales or {}
+    trained = [(scales.get(part_of(n), 1.0), p) for n, p in model.named_parameters() if p.requires_grad]
     return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for its, p in trained if its == scale and (p.ndim >= 2) == decays],
+            "weight_decay": weight_decay if decays else 0.0,
+            "scale": scale,
+        }
+        for scale in sorted({1.0} | {its for its, _ in trained})
+        for decays in (True, False)
     ]
 
 
+def set_rate(optimizer: Any, rate: float) -> None:
+    """Give each group its share of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)
+
+
+def _scales(model: nn.Module, lr: float, part_lr: Mapping[str, float] | None) -> dict[str, float]:
+    """The parts' learning rates as factors on that of all others."""
+    checked(model, part_lr or {}, "optim.part_lr")
+    for part, rate in (part_lr or {}).items():
+        if not isinstance(rate, int | float) or not (lr > 0 and rate > 0):
+            raise ValueError(f"optim.part_lr.{part}={rate} beside optim.lr={lr} is not possible: give rates above 0")
+    return {part: rate / lr for part, rate in (part_lr or {}).items()}
+
+
 def adamw(
-    model: nn.Module, *, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1
+    model: nn.Module,
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.95),
+    weight_decay: float = 0.1,
+    part_lr: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101), fused."""
-    groups = parameter_groups(model, weight_decay)
+    """AdamW (arXiv 1711.05101), fused. `part_lr`: learning rates of parts of the model that are not `lr`."""
+    groups = parameter_groups(model, weight_decay, _scales(model, lr, part_lr))
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=1e-8, fused=True)
 
 
@@ -70,17 +102,27 @@ class Together:
 
 
 def muon(
-    model: Transformer, *, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1
+    model: Transformer,
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.95),
+    weight_decay: float = 0.1,
+    part_lr: Mapping[str, float] | None = None,
 ) -> Together:
-    """Muon (arXiv 2502.16982) for the matrices of the blocks, AdamW for all else, with learning rates that match."""
+    """Muon (arXiv 2502.16982) for the matrices of the blocks, AdamW for all else, with learning rates that match.
+
+    `part_lr` as for `adamw`.
+    """
+    scales = _scales(model, lr, part_lr)
     matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2 and parameter.requires_grad]
     chosen = set(map(id, matrices))
     rest = [
         {**group, "params": [p for p in group["params"] if id(p) not in chosen]}
-        for group in parameter_groups(model, weight_decay)
+        for group in parameter_groups(model, weight_decay, scales)
     ]
+    of_blocks = [{"params": matrices, "scale": scales.get("stack", 1.0)}]  # a group, as there may be none
     return Together(
-        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(of_blocks, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), eps=1e-8, fused=True),
     )
 

@@ -8,6 +8,7 @@ from anyxform.dataset import Dataset
 from anyxform.directions import Directions
 from anyxform.field import Direction
 from anyxform.modality import Modality
+from anyxform.optim import set_rate
 from anyxform.order import Order
 from anyxform.rows import balance
 from anyxform.sequence import Batch, Example, pack
@@ -55,8 +56,9 @@ def overfit(state: TrainState, batches: Sequence[Batch], *, steps: int = 1000, l
     batches = [batch.to(device) for batch in batches]
     while state.step < steps:
         rate = lr * min(1.0, (state.step + 1) / 20) * (1 - state.step / steps)
+        set_rate(state.optimizer, rate)
         for group in state.optimizer.param_groups:
-            group.update(lr=rate, weight_decay=0.0)
+            group["weight_decay"] = 0.0
         metrics = train_step(model, state.optimizer, batches)
         state.step += 1
         state.tokens += sum(batch.num_tokens for batch in batches)

@@ -287,12 +287,16 @@ def load(path: str | Path = STARTER, *, device: str | None = None) -> Pipeline:
     `path`: the folder of a checkpoint or of a run, which stands for its newest one; or the name of one that is shipped
     with the package, such as ``starter``. A folder of that name comes first. ValueError: nothing there, or not whole.
     """
-    place = pick_device(device)
-    folder = Path(path)
-    if not folder.exists() and (SHIPPED / folder.name).is_dir() and str(path) == folder.name:
-        folder = SHIPPED / folder.name
+    place, folder = pick_device(device), located(path)
     model, modalities, config = checkpoint.load(folder)
     return Pipeline(model.to(place), modalities, checkpoint.find(folder), config)
+
+
+def located(path: str | Path) -> Path:
+    """The folder that is meant: of a name that is no folder here, that of the checkpoint which is shipped under it."""
+    folder = Path(path)
+    shipped = SHIPPED / folder.name
+    return shipped if not folder.exists() and shipped.is_dir() and str(path) == folder.name else folder
 
 
 def pick_device(name: str | None) -> torch.device:

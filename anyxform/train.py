@@ -18,7 +18,7 @@ from torch import Tensor
 from anyxform.checkpoint import model_tensors
 from anyxform.distributed import Parallel, Shares, World
 from anyxform.model import Transformer
-from anyxform.optim import EMA, clip_gradients
+from anyxform.optim import EMA, clip_gradients, set_rate
 from anyxform.order import rng
 from anyxform.sequence import Batch
 
@@ -155,8 +155,7 @@ def train(
         waited = time.perf_counter() - start
         batches = [batch.to(device) for batch, _ in taken]
         rate = lr(state.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(state.optimizer, rate)
         metrics = train_step(
             model,
             state.optimizer,

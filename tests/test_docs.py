@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from anyxform.cli import COMMANDS, main
+from anyxform.cli.build import prepared
 from anyxform.cli.conf import compose
 from anyxform.cli.eval import suited
 from tests.tiny import Tiny
@@ -83,7 +84,7 @@ def test_a_command_works(line: str, home: Path, capsys: pytest.CaptureFixture[st
     if name == "run" or (name == "edit" and "--undo" not in arguments):
         assert main([name, *arguments]) == 0, capsys.readouterr().err
     elif name in ("train", "tokenizer"):
-        assert compose(name, arguments)
+        assert compose(name, prepared(arguments))
     elif name == "eval" and arguments[0] == "starter":  # whose suite needs the starter's data
         assert compose(name, suited("starter", arguments[1:]))["suite"]
     elif name == "eval":

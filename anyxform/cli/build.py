@@ -12,12 +12,13 @@ from anyxform.data import condition_names
 from anyxform.dataset import Dataset, open_datasets, shards_of
 from anyxform.directions import Directions
 from anyxform.field import Direction, Field
+from anyxform.init_from import Origin
 from anyxform.modality import Modality, get_modality
 from anyxform.model import Transformer
 from anyxform.rows import Rows
 
 NONE = "none"
-OPEN = ("sampling", "train.loss_weights", "distributed.slurm")
+OPEN = ("sampling", "train.loss_weights", "distributed.slurm", "optim.part_lr")
 """Dictionaries of the configs that are empty, and may hold any keys."""
 FREE = ("datasets", "directions", "resume", "processes")
 """Keys whose values may be of another type than their defaults."""
@@ -67,20 +68,24 @@ def modality_classes(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, type
     return classes
 
 
-def build_modality(config: Mapping[str, Any], tokenizers: str = NONE) -> Modality:
+def build_modality(config: Mapping[str, Any], tokenizers: str = NONE, origin: Origin | None = None) -> Modality:
     """The modality `name` with the config's arguments, and the tokenizer that was fitted for it.
 
-    Its folder is the config's `tokenizer`, else ``<tokenizers>/<name>``; "none" leaves the modality as it is.
+    It lies in the config's `tokenizer`, a folder of ours or of a published language model; else in the `origin` of the
+    model's weights, if that has one; else in ``<tokenizers>/<name>``. "none" leaves the modality as it is.
     """
     arguments = dict(config)
-    name = arguments.pop("name")
-    default = tokenizers if tokenizers == NONE else str(Path(tokenizers) / name)
-    folder = arguments.pop("tokenizer", None) or default
-    if folder == NONE:
-        try:
+    name, folder = arguments.pop("name"), arguments.pop("tokenizer", None)
+    try:
+        if not folder and origin is not None and (found := origin.modality(name, **arguments)) is not None:
+            return found
+        folder = folder or (tokenizers if tokenizers == NONE else str(Path(tokenizers) / name))
+        if folder == NONE:
             return get_modality(name)(**arguments)
-        except TypeError as error:
-            raise ValueError(f"modality.{name}: {error}: see the modality's arguments") from error
+        if published := get_modality(name).published(Path(folder)):
+            return get_modality(name)(**{**arguments, **published})
+    except TypeError as error:
+        raise ValueError(f"modality.{name}: {error}: see the modality's arguments") from error
     if not Path(folder).is_dir():
         raise ValueError(
             f"there is no tokenizer for {name} in {folder}: run anyxform tokenizer modality={name} "
@@ -89,9 +94,11 @@ def build_modality(config: Mapping[str, Any], tokenizers: str = NONE) -> Modalit
     return load_modality(folder, **arguments)
 
 
-def build_modalities(configs: Mapping[str, Mapping[str, Any]], tokenizers: str = NONE) -> dict[str, Modality]:
+def build_modalities(
+    configs: Mapping[str, Mapping[str, Any]], tokenizers: str = NONE, origin: Origin | None = None
+) -> dict[str, Modality]:
     """All modalities of a config by name."""
-    return {name: build_modality(configs[name], tokenizers) for name in modality_classes(configs)}
+    return {name: build_modality(configs[name], tokenizers, origin) for name in modality_classes(configs)}
 
 
 @dataclass(frozen=True)

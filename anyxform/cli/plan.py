@@ -1,6 +1,7 @@
 """`anyxform plan`: what a training would take, and, with `--fit`, which size of model is right, by runs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def _budget(options: Any) -> int:
             raise ValueError(f"{name} {value:g} is not possible: give more than 0")
     words = prepared([*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])])
     config = typed(compose("train", words), compose("train", []))
+    if options.sizes and config["model"].get("init_from"):
+        raise ValueError("--sizes and model.init_from= do not go together: the weights have one size")
     train = config["train"]
     setting = Setting(
         device(options.gpu, train["bf16"]),
@@ -67,7 +70,7 @@ def _budget(options: Any) -> int:
     law = _law(options.law) if options.law else None
     sizes = PRESETS if options.sizes else {"": {}}
     plans = {}
-    for name, cost in _costs(config, sizes).items():
+    for name, cost in _costs(config, sizes, words).items():
         advised = law.best_tokens(cost.parameters) if law else RULE_OF_THUMB * cost.parameters
         plans[name] = {**plan(cost, setting, options.tokens or advised, options.price), "tokens_advised": advised}
     if options.json:
@@ -89,25 +92,28 @@ def _law(path: Path) -> Any:
         raise ValueError(f"--law {path} is no law ({error}): give the plan.json of anyxform plan --fit") from None
 
 
-def _costs(config: dict[str, Any], sizes: dict[str, dict[str, int]]) -> dict[str, Any]:
+def _costs(config: dict[str, Any], sizes: dict[str, dict[str, int]], words: Sequence[str]) -> dict[str, Any]:
     """The cost of the config's model, or of each of these sizes, on the first rows of its data."""
     from itertools import islice
 
     from anyxform.cli.build import Data, build_modalities, modality_classes
+    from anyxform.cli.origin import arguments, origin_of, sized
     from anyxform.estimate import estimate, shapes_only
     from anyxform.model import Transformer
 
     train = config["train"]
-    modalities = build_modalities(config["modality"], config["tokenizers"])
+    origin = origin_of(config["model"])
+    own = arguments(sized(config["model"], origin, words))
+    modalities = build_modalities(config["modality"], config["tokenizers"], origin)
     data = Data.open({**config["data"], "num_workers": 0}, modality_classes(config["modality"]))
     conditions = data.conditions(modalities)
     with shapes_only():
-        model = Transformer(modalities=modalities, conditions=conditions, **config["model"])
+        model = Transformer(modalities=modalities, conditions=conditions, **own)
     rows = data.rows("train", model, modalities, seed=config["seed"], pad=False)
     batches = [batch for batch, _ in islice(rows.from_position(), 2 if len(sizes) == 1 else 1)]
     return {
         name: estimate(
-            config["model"] | size,
+            own | size,
             modalities,
             conditions,
             batches,

@@ -18,17 +18,20 @@ import yaml
 from anyxform import __version__, resume
 from anyxform import train as training
 from anyxform.checkpoint import tidy
-from anyxform.cli.build import Data, build_modalities, modality_classes, prepared, typed
+from anyxform.cli.build import Data, build_modalities, listed, modality_classes, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.cli.interrupts import Interrupted, Interrupts
 from anyxform.cli.launch import LOST, elsewhere
+from anyxform.cli.origin import arguments, origin_of, sized
 from anyxform.data import Counts
 from anyxform.distributed import ALONE, Lost, Parallel, World, joined, whole_model
 from anyxform.field import did_you_mean
 from anyxform.float8 import to_float8
+from anyxform.init_from import told
 from anyxform.model import Transformer, compile_blocks
 from anyxform.optim import EMA, OPTIMIZERS, learning_rate
 from anyxform.overfit import ENOUGH, one_of_each, overfit, rows_of
+from anyxform.parts import freeze
 from anyxform.pipeline import Pipeline, pick_device
 from anyxform.progress import Display, Journal, Silent, display
 from anyxform.rows import Rows, merged
@@ -90,13 +93,20 @@ class Run:
         self.command = shlex.join(["anyxform", "train", *kept, f"run_dir={self.dir}"])
         self.device = pick_device(self.options["device"])  # in a world of many, torch's current one
         self.data = Data.open(config["data"], modality_classes(config["modality"]))
-        self.modalities = build_modalities(config["modality"], config["tokenizers"])
+        self.origin = origin_of(config["model"], self.start)
+        config["model"] = sized(config["model"], self.origin, overrides)
+        self.modalities = build_modalities(config["modality"], config["tokenizers"], self.origin)
+        self.taken = ""
         self.state = self._fresh_state()
         self.directions = [str(it) for it in self.data.trained_directions(list(self.modalities))]
 
     def _fresh_state(self) -> TrainState:
         conditions = self.data.conditions(self.modalities)
-        model = Transformer(modalities=self.modalities, conditions=conditions, **self.config["model"])
+        model = Transformer(modalities=self.modalities, conditions=conditions, **arguments(self.config["model"]))
+        if self.origin is not None and self.start is None:
+            taken = told(model, self.origin.fill(model, self.modalities))
+            self.taken = f"\nfrom {self.origin.folder}: {taken}"
+        freeze(model, listed(self.options.get("freeze")))
         model.to(self.device)
         for block in model.blocks:
             block.recomputes = self.options["checkpoint_activations"]
@@ -106,7 +116,7 @@ class Run:
             compile_blocks(model)
         strategy = self.config["distributed"]["strategy"]
         self.parallel = Parallel(model, self.world, strategy, bf16=self.options["bf16"])
-        optim = {name: self.config["optim"][name] for name in ("lr", "betas", "weight_decay")}
+        optim = {name: self.config["optim"].get(name) for name in ("lr", "betas", "weight_decay", "part_lr")}
         name = self.config["optim"]["name"]
         if name not in OPTIMIZERS:
             raise ValueError(f"optim.name={name!r} is unknown: {did_you_mean(str(name), list(OPTIMIZERS))}")
@@ -344,6 +354,7 @@ class Run:
             f"{start}: {millions:.1f} M parameters, {samples} samples, {len(self.directions)} directions, "
             f"steps {self.state.step} to {self.options['steps']} on {self.device}"
             + (f", {self.world.size} processes ({self.config['distributed']['strategy']})" * (self.world.size > 1))
+            + self.taken
         )
 
     def _farewell(self, received: list[int]) -> int:

@@ -1,10 +1,13 @@
 """The continuous source side: a convolutional stem, or a timm backbone. Letters: B pictures, S side, D width."""
 
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modalities.image.layers import Residual
@@ -42,7 +45,9 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, dim: int, *, size: int, pretrained: bool = False, frozen: bool = False) -> None:
+    def __init__(
+        self, name: str, dim: int, *, size: int, pretrained: bool | str | None = False, frozen: bool = False
+    ) -> None:
         super().__init__()
         self.model = create(name, size, pretrained)
         self.size, self.frozen = size, frozen
@@ -70,8 +75,11 @@ class Backbone(nn.Module):
         return self.project(self.norm(tokens.flatten(0, -2)))
 
 
-def create(name: str, size: int, pretrained: bool) -> Any:
-    """A timm model without its classifier; ValueError if timm has none of that name or it cannot take that size."""
+def create(name: str, size: int, pretrained: bool | str | None) -> Any:
+    """A timm model without its classifier, its weights `pretrained`: downloaded, or those of a file of safetensors.
+
+    ValueError: timm has none of that name, it cannot take that size, or the file does not fit.
+    """
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
         raise ValueError(f"timm has no model {name!r} (near it: {near or 'none'}); see timm.list_models()")
@@ -80,9 +88,24 @@ def create(name: str, size: int, pretrained: bool) -> Any:
     if published is not None and published.fixed_input_size:  # a vision transformer builds its positions for one size
         options["img_size"] = size
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        model = timm.create_model(name, pretrained=pretrained is True, **options)
     except (AssertionError, TypeError) as error:
         raise ValueError(f"the timm model {name!r} takes no pictures of {size} pixels: {error}") from error
+    if isinstance(pretrained, str):
+        _fill(model, name, pretrained)
+    return model
+
+
+def _fill(model: nn.Module, name: str, path: str) -> None:
+    """Give a timm model the weights of a file; those of a classifier, which it lacks here, are left."""
+    if not path.endswith(".safetensors") or not Path(path).is_file():
+        raise ValueError(f"there is no file of safetensors {path!r}: give one, or true to download weights")
+    try:
+        missing = model.load_state_dict(load_file(path), strict=False).missing_keys
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} does not fit the timm model {name!r}: {str(error).splitlines()[-1]}") from error
+    if missing:
+        raise ValueError(f"{path} does not fit the timm model {name!r}: {missing[0]} is not in it")
 
 
 def features(model: Any, x: Tensor) -> Tensor:
@@ -96,7 +119,8 @@ def features(model: Any, x: Tensor) -> Tensor:
 def grid(name: str, size: int) -> Grid:
     """Rows and columns of a backbone's features, found on the meta device: nothing is computed or downloaded."""
     with torch.device("meta"), torch.no_grad():
-        shape = features(create(name, size, pretrained=False), torch.empty(1, 3, size, size)).shape
+        model = create(name, size, pretrained=False).eval()  # normalisation over a batch wants more than one value
+        shape = features(model, torch.empty(1, 3, size, size)).shape
     if len(shape) == 4:
         return shape[1], shape[2]
     side = round(shape[1] ** 0.5)

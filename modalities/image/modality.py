@@ -25,7 +25,7 @@ class Image(Modality):
     name: ClassVar[str] = "image"
     extensions: ClassVar[tuple[str, ...]] = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
     position_axes: ClassVar[int] = 2
-    training_arguments: ClassVar[frozenset[str]] = frozenset({"augment"})
+    training_arguments: ClassVar[frozenset[str]] = frozenset({"augment", "pretrained"})
     decoding: ClassVar = "masked"
     fixed_length = True
 
@@ -40,15 +40,15 @@ class Image(Modality):
         augment: float = 1.0,
         backbone: str | None = None,
         backbone_size: int | None = None,
-        pretrained: bool = False,
+        pretrained: bool | str | None = False,
         frozen: bool = False,
     ) -> None:
         """
         `size`: pixels of a side. `patch_size`: pixels of a source token's side. `augment`: strength in training, 0 for
         none. `downsample`: pixels of a target token's side. `levels`: of each of its `num_codebooks` quantisers, whose
         product is a codebook's size. `width`: channels of the tokenizer, a multiple of 8. `backbone`: a timm model in
-        place of patches, which sees `backbone_size` pixels (`size` if None), its weights `pretrained` (downloaded) and
-        `frozen` or not.
+        place of patches, which sees `backbone_size` pixels (`size` if None), its weights `pretrained` (true:
+        downloaded; or the path of a file of safetensors) and `frozen` or not.
         """
         for name, value, least in (("patch_size", patch_size, 1), ("downsample", downsample, 4)):
             if value < least or value & (value - 1) or size % value:
@@ -62,7 +62,7 @@ class Image(Modality):
         self._config = {
             "size": size, "patch_size": patch_size, "downsample": downsample, "levels": list(levels),
             "num_codebooks": num_codebooks, "width": width, "augment": augment, "backbone": backbone,
-            "backbone_size": backbone_size, "pretrained": pretrained, "frozen": frozen,
+            "backbone_size": backbone_size, "frozen": frozen,
         }  # fmt: skip
         self.size, self.patch_size, self.augment = size, patch_size, augment
         self.backbone = backbone

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jiwer
@@ -24,6 +25,8 @@ WORDS = ("a", "red", "fish", "une", "grenouille", "verte", "тигр", "和", "�
 ELLIPSIS = "…"
 SPACE = "Ġ"
 """How byte-level tokens write it."""
+PROBE = (" Ein  Tiger,", "d'été\n12", " 虎🐸")
+"""Texts that a tokenizer must give back as they were, also one after the other."""
 
 
 class Text(Modality):
@@ -45,7 +48,8 @@ class Text(Modality):
     def __init__(self, vocab_size: int = 4096, max_length: int = 128, tokenizer: str | None = None) -> None:
         """`vocab_size`: the most tokens that `fit` may make; `tokenizer`: the JSON of a fitted byte-level tokenizer.
 
-        Without one, the tokens are the 256 bytes. `max_length` counts tokens.
+        Without one, the tokens are the 256 bytes. `max_length` counts tokens. Special tokens, such as a chat's, which a
+        published tokenizer may have, are no codes: they are never written, and in a text they are ordinary characters.
         """
         if vocab_size < 256 or max_length < 1:
             raise ValueError(f"text needs vocab_size >= 256 and max_length >= 1, not {vocab_size} and {max_length}")
@@ -55,8 +59,16 @@ class Text(Modality):
         self.fitted = tokenizer is not None
 
     def _use(self, tokenizer: Tokenizer) -> None:
+        tokenizer.encode_special_tokens = True  # as ordinary text
         self.tokenizer = tokenizer
-        self.vocab_size = tokenizer.get_vocab_size()
+        special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._ids = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special]
+        self._codes = {number: code for code, number in enumerate(self._ids)}
+        self.vocab_size = len(self._ids)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.tokenizer.encode_special_tokens = True  # which pickling forgets
 
     def load(self, data: bytes) -> str:
         try:
@@ -86,7 +98,8 @@ class Text(Modality):
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"the text holds half a surrogate pair at character {error.start}: not unicode") from None
-        return self.tokenizer.encode(unicodedata.normalize("NFC", text)).ids
+        encoded = self.tokenizer.encode(unicodedata.normalize("NFC", text), add_special_tokens=False)
+        return [self._codes[number] for number in encoded.ids]
 
     def source_positions(self, tensor: Tensor) -> Tensor:
         return self.code_positions(len(tensor))
@@ -102,7 +115,7 @@ class Text(Modality):
 
     def from_codes(self, codes: Tensor) -> str:
         """Bytes that are not UTF-8, as a model may produce, become U+FFFD."""
-        return self.tokenizer.decode(codes.flatten().tolist())
+        return self.tokenizer.decode([self._ids[code] for code in codes.flatten().tolist()])
 
     def region(self, spec: str, value: str) -> Tensor:
         """The mask of the characters of ``from:to``, or of words that the text holds, in quotes or not."""
@@ -132,9 +145,7 @@ class Text(Modality):
         head, _, _ = _parts(value, mask)
         if head == _without_space(head):
             return None
-        return torch.tensor(
-            [str(self.tokenizer.id_to_token(code)).startswith(SPACE) for code in range(self.vocab_size)]
-        )
+        return torch.tensor([str(self.tokenizer.id_to_token(number)).startswith(SPACE) for number in self._ids])
 
     def paste(self, original: str, edited: str, mask: Tensor) -> str:
         head, _, tail = _parts(original, mask)
@@ -156,7 +167,7 @@ class Text(Modality):
     def _longest(self, text: str) -> int:
         """How many of a text's first characters have at most `max_length` tokens."""
         text = text[: CHARACTERS * self.max_length]
-        encoding = self.tokenizer.encode(text)
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
         if len(encoding.ids) <= self.max_length:
             return len(text)
         cut = encoding.offsets[self.max_length][0]
@@ -227,6 +238,27 @@ class Text(Modality):
             "tokenizer": self.tokenizer.to_str() if self.fitted else None,
         }
 
+    @classmethod
+    def published(cls, folder: Path) -> dict[str, Any]:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            return {}
+        tokenizer = _read(path.read_text(encoding="utf-8"))
+        if not _keeps_texts(tokenizer):
+            raise ValueError(f"{path} does not give every text back: only byte-level tokenizers are supported")
+        return {"tokenizer": tokenizer.to_str()}
+
+    def adopt(self, front_end: nn.Module, embeddings: Tensor) -> Tensor | None:
+        if self._ids[-1] >= len(embeddings):
+            raise ValueError(
+                f"the tokenizer has the token {self._ids[-1]}, the checkpoint only {len(embeddings)} embeddings"
+            )
+        ids = torch.tensor(self._ids)
+        assert isinstance(front_end, TokenEmbedding)
+        with torch.no_grad():
+            front_end.table.weight.copy_(embeddings[ids])
+        return ids
+
     def metrics(self, predicted: str, reference: str) -> dict[str, Score]:
         """Case and punctuation count; error rates weigh by the reference's length; chrF and BLEU reach 100."""
         predicted, reference = (unicodedata.normalize("NFC", text).strip() for text in (predicted, reference))
@@ -288,6 +320,16 @@ def _byte_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _keeps_texts(tokenizer: Tokenizer) -> bool:
+    """Whether texts come back as they were, also where the tokens of several are joined, and any byte is a token."""
+    tokenizer.encode_special_tokens = True
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    texts = [*PROBE, *special]
+    ids = [number for text in texts for number in tokenizer.encode(text, add_special_tokens=False).ids]
+    vocabulary = tokenizer.get_vocab()
+    return tokenizer.decode(ids) == "".join(texts) and vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _read(json: str) -> Tokenizer:

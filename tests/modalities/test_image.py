@@ -3,11 +3,13 @@
 import struct
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import PIL.Image
 import pytest
 import torch
 from PIL.Image import Image as Picture
+from safetensors.torch import save_file
 
 from modalities.image import Image, judge, pixels
 from modalities.image.quality import psnr, ssim
@@ -190,6 +192,11 @@ def test_a_timm_backbone_gives_its_tokens(name: str, tokens: int) -> None:
     assert front_end(x, [1, 1]).shape == (2 * tokens, 24)
 
 
+def test_a_backbone_may_give_one_token() -> None:
+    image = Image(size=16, width=16, backbone="test_resnet")
+    assert len(image.source_positions(image.preprocess(noise()))) == 1
+
+
 def test_a_frozen_backbone_stays_as_it_is() -> None:
     front_end = Image(width=16, backbone="test_resnet", frozen=True).front_end(8).train()
     before = {name: tensor.clone() for name, tensor in front_end.model.state_dict().items()}
@@ -203,6 +210,26 @@ def test_a_trained_backbone_gets_gradients() -> None:
     front_end = Image(width=16, backbone="test_resnet", backbone_size=96).front_end(8)
     front_end(torch.rand(2, 3, 64, 64), [1, 1]).sum().backward()
     assert all(p.grad is not None for p in front_end.model.parameters())
+
+
+def test_a_backbone_begins_with_the_weights_of_a_file(tmp_path: Path) -> None:
+    """Which a checkpoint does not need any more: it has them."""
+    trained = Image(width=16, backbone="test_resnet").front_end(8).model.state_dict()
+    save_file(trained, tmp_path / "weights.safetensors")
+    image = Image(width=16, backbone="test_resnet", pretrained=str(tmp_path / "weights.safetensors"))
+    begun = image.front_end(8).model.state_dict()
+    assert trained.keys() == begun.keys() and all(torch.equal(begun[name], it) for name, it in trained.items())
+    (tmp_path / "weights.safetensors").unlink()
+    assert Image(**image.config()).front_end(8)
+    with pytest.raises(ValueError, match=r"there is no file of safetensors '.*weights.safetensors'"):
+        image.front_end(8)
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
+    save_file({"conv9.weight": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    image = Image(width=16, backbone="test_resnet", pretrained=str(tmp_path / "weights.safetensors"))
+    with pytest.raises(ValueError, match=r"does not fit the timm model 'test_resnet': .* is not in it"):
+        image.front_end(8)
 
 
 def test_an_unknown_backbone_is_named() -> None:

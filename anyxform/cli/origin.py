@@ -1,0 +1,39 @@
+"""`model.init_from=PATH`: what it decides, and what nobody may say otherwise."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anyxform.init_from import Origin, open_origin
+from anyxform.pipeline import located
+
+KEY = "init_from"
+
+
+def origin_of(model: Mapping[str, Any], start: Path | None = None) -> Origin | None:
+    """Where a config's model begins, if it does so with weights that exist.
+
+    A run that goes on from the checkpoint `start` has them, their sizes and their tokenizers: nothing else is read.
+    """
+    if model.get(KEY) is None:
+        return None
+    return open_origin(start or located(str(model[KEY])))
+
+
+def sized(model: Mapping[str, Any], origin: Origin | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """A config's model with the sizes of its origin. ValueError: an override says otherwise."""
+    if origin is None:
+        return dict(model)
+    words = {word.lstrip("+").partition("=")[0] for word in overrides}
+    for name, size in origin.sizes.items():
+        said = "model" if "model" in words and name in model else f"model.{name}"
+        if said in words and model.get(name) != size:
+            raise ValueError(
+                f"{said}= says {name}={model.get(name)}, but {origin.folder} has {name}={size}: leave {said}= out"
+            )
+    return {**model, **origin.sizes}
+
+
+def arguments(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's model as the arguments of `Transformer`."""
+    return {name: value for name, value in model.items() if name != KEY}
