@@ -24,6 +24,8 @@ WORDS = ("a", "red", "fish", "une", "grenouille", "verte", "тигр", "和", "�
 ELLIPSIS = "…"
 SPACE = "Ġ"
 """How byte-level tokens write it."""
+TOKENIZER = "tokenizer.json"
+"""The file that the library `tokenizers` reads."""
 
 
 class Text(Modality):
@@ -89,7 +91,7 @@ class Text(Modality):
         return self.tokenizer.encode(unicodedata.normalize("NFC", text)).ids
 
     def source_positions(self, tensor: Tensor) -> Tensor:
-        return self.code_positions(len(tensor))
+        return self.code_positions(tensor.shape[0])
 
     def front_end(self, dim: int) -> nn.Module:
         return TokenEmbedding(self.vocab_size, dim)
@@ -226,6 +228,9 @@ class Text(Modality):
             "max_length": self.max_length,
             "tokenizer": self.tokenizer.to_str() if self.fitted else None,
         }
+
+    def recipe(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        return {"normalization": "NFC", "tokenizer": TOKENIZER}, {TOKENIZER: self.tokenizer.to_str().encode()}
 
     def metrics(self, predicted: str, reference: str) -> dict[str, Score]:
         """Case and punctuation count; error rates weigh by the reference's length; chrF and BLEU reach 100."""
