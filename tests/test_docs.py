@@ -91,7 +91,7 @@ def test_a_command_works(line: str, home: Path, capsys: pytest.CaptureFixture[st
     elif name == "eval":
         assert main([name, *arguments, "split=val", "judges=false", "limit=2"]) == 0, capsys.readouterr().err
     elif name == "data":
-        if arguments[0] in ("check", "preview"):
+        if arguments[0] in ("check", "encode", "preview"):
             assert compose(arguments[0], arguments[1:])
         elif arguments[0] in ("build", "index"):
             assert main([name, *arguments]) == 0, capsys.readouterr().err

@@ -1,9 +1,11 @@
 """One direction of a checkpoint, written as graphs beside graph.json, which says all that a caller needs.
 
-prefill   sources → the cache, its length, the target's first position, and what the marker says
-step      left to right: a token's codes → the next one's logits
-parallel  masked: all tokens' codes → their logits; nothing.npz has the prefix without sources, which guides
-decoder   codes → the tensor of a value (a picture's pixels), where the modality has one
+    prefill   sources → the cache, its length, the target's first position, and what the marker says
+    step      left to right: a token's codes → the next one's logits
+    parallel  masked: all tokens' codes → their logits; nothing.npz has the prefix without sources, which guides
+    decoder   codes → the tensor of a value (a picture's pixels), where the modality has one
+
+Nothing else of this package is needed to run them: docs/export.md has callers in a few lines.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,7 @@ from anyxform import __version__
 from anyxform.checkpoint import read_json, write_json
 from anyxform.graph.decode import left_to_right, masked
 from anyxform.graph.files import FORMATS, traced
-from anyxform.graph.modules import Parallel, Prefill, Step
+from anyxform.graph.modules import CACHE, Parallel, Prefill, Step
 from anyxform.graph.parity import Answers, compare
 from anyxform.graph.task import Task
 from anyxform.sampling import GUIDANCE, Sampling
@@ -40,6 +42,17 @@ class _Part:
     inputs: Sequence[str]
     outputs: Sequence[str]
 
+    def described(self) -> dict[str, Any]:
+        """What graph.json says of it; sizes that vary are null."""
+        inputs = {
+            name: {
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "shape": [None if axis in sizes else size for axis, size in enumerate(tensor.shape)],
+            }
+            for name, tensor, sizes in zip(self.inputs, self.example, self.sizes)
+        }
+        return {"inputs": inputs, "outputs": list(self.outputs)}
+
 
 def export(task: Task, folder: Path, format: str, items: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """Write the graphs into an existing folder, and compare their answers to `items` with the model's.
@@ -57,7 +70,7 @@ def export(task: Task, folder: Path, format: str, items: Sequence[Sequence[Any]]
     for name, part in _parts(task, tensors, slots).items():
         file = f"{name}.{chosen.ending}"
         chosen.write(traced(part.module, part.example, part.sizes), folder / file, part.inputs, part.outputs)
-        meta["graphs"][name] = {"file": file, "inputs": list(part.inputs), "outputs": list(part.outputs)}
+        meta["graphs"][name] = {"file": file, **part.described()}
     for modality in (*task.sources, task.target):
         for file, data in modality.recipe()[1].items():
             (folder / file).write_bytes(data)
@@ -126,7 +139,7 @@ def _sizes(sizes: range, name: str) -> dict[int, Any]:
 def _nothing(task: Task, slots: int) -> dict[str, np.ndarray]:
     """What the prefix without sources gives, in a cache of the same size."""
     prefill = _prefill(task, slots, [])
-    return {name: tensor.numpy() for name, tensor in zip(prefill.outputs, prefill())}
+    return {name: tensor.numpy() for name, tensor in zip(CACHE, prefill())}
 
 
 def _described(task: Task, slots: int) -> dict[str, Any]:

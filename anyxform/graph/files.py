@@ -46,19 +46,19 @@ def traced(module: nn.Module, inputs: Sequence[Tensor], sizes: Sequence[Any]) ->
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's remarks on itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _write_torch(program: ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    torch.export.save(program, path)
+    with _quiet():
+        torch.export.save(program, path)
 
 
 def _open_torch(path: Path) -> Graph:

@@ -19,6 +19,10 @@ from anyxform.model import Transformer
 from anyxform.sequence import AXES, to_axes
 
 
+CACHE = ("keys", "values", "length", "first")
+"""The first outputs of a prefix: the cache ``[L, 1, S, G, C]``, its filled slots, the target's first position."""
+
+
 class _Attention:
     """New tokens ``[1, T, H, C]`` look at one block's cache ``[1, S, G, C]``, where they may, and at one another."""
 
@@ -80,11 +84,11 @@ class Prefill(nn.Module):
         self.front_ends = nn.ModuleList(model.front_ends[it.name] for it in sources)
         self.source_embeddings = nn.ParameterList(model.source_embedding[it.name] for it in sources)
         self.register_buffer("conditions", model.condition_embedding.weight[list(conditions)].detach())
-        self.target, self.slots = model.targets[target], slots
-        self.last = {"autoregressive": "logits", "masked": "lengths"}[decoding]
-        if self.last == "lengths" and self.target.length is None:
-            self.last = ""
-        self.outputs = [*("keys", "values", "length", "first"), *filter(None, [self.last])]
+        self.slots, self.last, self.head = slots, "logits", model.targets[target]
+        if decoding == "masked":
+            self.head = self.head.length
+            self.last = "" if self.head is None else "lengths"
+        self.outputs = [*CACHE, self.last] if self.last else [*CACHE]
 
     def forward(self, *sources: Tensor) -> tuple[Tensor, ...]:
         parts, places, start = [], [], torch.zeros((), dtype=torch.long)
@@ -106,7 +110,7 @@ class Prefill(nn.Module):
     def _last(self, marker: Tensor) -> tuple[Tensor, ...]:
         if not self.last:
             return ()
-        return (self.target.logits(marker) if self.last == "logits" else self.target.length(marker).float(),)
+        return (self.head.logits(marker) if self.last == "logits" else self.head(marker).float(),)
 
 
 class _Target(nn.Module):
