@@ -18,7 +18,6 @@ from anyxform.modality import Decoding, Modality
 from anyxform.model import Transformer
 from anyxform.sequence import AXES, to_axes
 
-
 CACHE = ("keys", "values", "length", "first")
 """The first outputs of a prefix: the cache ``[L, 1, S, G, C]``, its filled slots, the target's first position."""
 
