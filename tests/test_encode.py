@@ -13,13 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from anyxform.checkpoint import load_modality
 from anyxform.cli import main
-from anyxform.data import Codes
+from anyxform.data import Codes, condition_names
 from anyxform.dataset import Dataset, extensions_of
 from anyxform.field import Field
 from anyxform.modality import Modality
+from anyxform.rows import Rows
 from anyxform.stored_codes import digest_of, from_bytes, to_bytes
 from modalities.audio import Audio
 from modalities.image import Image
+from tests.test_data import plain
 from tests.tiny import Tiny
 from tests.toy import ToySound
 
@@ -40,18 +42,33 @@ def journal(run: Path) -> list[dict[str, Any]]:
 
 
 def test_training_is_the_same_and_makes_no_codes(
-    tiny: Tiny, run_dir: Path, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before, run = tmp_path / "before", tmp_path / "run"
+    assert main(tiny.train(before)) == 0
+
     def refuse(self: Modality, tensor: torch.Tensor) -> torch.Tensor:
         raise AssertionError("codes are made")
 
     for modality in (Image, Audio):
         monkeypatch.setattr(modality, "codes", refuse)
-    run = tmp_path / "run"
     assert main(tiny.train(run, f"data.root={encoded}")) == 0
-    assert [line["loss"] for line in journal(run)] == [line["loss"] for line in journal(run_dir)]
+    assert [line["loss"] for line in journal(run)] == [line["loss"] for line in journal(before)]
     targets = {name.partition(">")[2] for line in journal(run) for name in line["directions"]}
     assert {"image", "audio"} <= targets
+
+
+def test_rows_are_the_same_to_the_bit(tiny: Tiny, encoded: Path) -> None:
+    modalities = {name: load_modality(tiny.root / "tokenizers" / name) for name in ("text", "image", "audio")}
+
+    def rows(root: Path) -> list[Any]:
+        shards, fields = [root / "shapes" / "train-000000.tar"], {"text:*": "json.text.*"}
+        datasets = {"a": Dataset("a", shards, extensions=extensions_of(modalities), fields=fields)}
+        ids = {name: number for number, name in enumerate(condition_names(datasets, modalities))}
+        made = Rows(datasets, modalities, ids, directions={"*>*": 1.0}, tokens_per_row=192, pool=32)
+        return [plain(row) for row in made.pool(0)[0]]
+
+    assert rows(encoded) == rows(tiny.root)
 
 
 def test_webdataset_reads_the_codes_beside_the_samples(tiny: Tiny, encoded: Path) -> None:
