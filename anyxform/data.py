@@ -15,6 +15,8 @@ from anyxform.field import Direction, Field
 from anyxform.modality import Modality
 from anyxform.order import Near, Order, rng
 from anyxform.sequence import Example, Source, Target, marker
+from anyxform.shard_samples import Sample
+from anyxform.stored_codes import check_codes, digest_of, ending_of, from_bytes, is_codes
 
 CODES_KEPT = 200_000
 """Targets whose codes a process keeps: they never change."""
@@ -38,25 +40,38 @@ def near_shards(datasets: Mapping[str, Dataset]) -> dict[str, Near]:
 
 
 class Codes:
-    """Targets as codes, the last ones kept."""
+    """Targets as codes, the last ones kept; those that are stored beside a sample are not made."""
 
     def __init__(self, modalities: Mapping[str, Modality], keep: int = CODES_KEPT) -> None:
         self.modalities, self.keep = modalities, keep
         self._kept: OrderedDict[tuple[str, int, Field], Tensor] = OrderedDict()
+        self._digests: dict[str, str] = {}
 
-    def __call__(self, place: tuple[str, int, Field], read: Reader) -> Tensor:
+    def __call__(self, place: tuple[str, int, Field], read: Reader, sample: Sample | None = None) -> Tensor:
         """Codes ``[T, K]`` of the field at a place (dataset, sample, field)."""
         if place in self._kept:
             self._kept.move_to_end(place)
             return self._kept[place]
-        modality = self.modalities[place[2].modality]
-        with torch.no_grad():
-            codes = modality.codes(modality.preprocess(modality.load(read())))
+        codes = self._stored(place[2], sample)
+        if codes is None:
+            modality = self.modalities[place[2].modality]
+            with torch.no_grad():
+                codes = modality.codes(modality.preprocess(modality.load(read())))
         codes = codes.reshape(len(codes), -1)
         self._kept[place] = codes
         if len(self._kept) > self.keep:
             self._kept.popitem(last=False)
         return codes
+
+    def _stored(self, field: Field, sample: Sample | None) -> Tensor | None:
+        """The codes beside the sample, if there are any of this field by this tokenizer."""
+        if sample is None or not any(map(is_codes, sample.members)):
+            return None
+        modality = self.modalities[field.modality]
+        if field.modality not in self._digests:
+            self._digests[field.modality] = digest_of(modality)
+        ending = ending_of(field, self._digests[field.modality])
+        return from_bytes(sample.read(ending), modality) if ending in sample.members else None
 
 
 def source(modality: Modality, value: Any, train: bool = False, generator: torch.Generator | None = None) -> Source:
@@ -118,12 +133,16 @@ class Examples:
         attribute_dropout: float = 0.1,
         other_decoding: float = 0.0,
     ) -> None:
-        """`other_decoding`: the share of training targets that are to be decoded in the way that is not their own."""
+        """`other_decoding`: the share of training targets that are to be decoded in the way that is not their own.
+
+        ValueError: the datasets hold codes by other tokenizers.
+        """
         if not 0 <= other_decoding <= 1:
             raise ValueError(f"data.other_decoding={other_decoding} is no share: give 0 to 1")
         self.other_decoding = other_decoding
         self.datasets, self.modalities, self.directions, self.order = datasets, modalities, directions, order
         self.train, self.condition_dropout, self.attribute_dropout = train, condition_dropout, attribute_dropout
+        check_codes(datasets, modalities)
         self.codes = Codes(modalities)
 
     def __call__(self, index: int, counts: Counts) -> Example | None:
@@ -158,7 +177,8 @@ class Examples:
     ) -> Example:
         generator = torch.Generator().manual_seed(seed)
         wanted = direction.target
-        codes = self.codes((name, number, wanted), fields[wanted])
+        sample = self.datasets[name].samples[number]
+        codes = self.codes((name, number, wanted), fields[wanted], sample)
         asked = conditions(wanted)
         sources: list[Source] = []
         if self.train and drops[0] < self.attribute_dropout:
@@ -171,4 +191,4 @@ class Examples:
         modality = self.modalities[wanted.modality]
         masked = (modality.decoding == "masked") != (self.train and drops[3] < self.other_decoding)
         made = target(modality, codes, generator, masked)
-        return Example(self.datasets[name].samples[number].key, str(direction), tuple(sources), asked, made)
+        return Example(sample.key, str(direction), tuple(sources), asked, made)

@@ -16,6 +16,7 @@ from anyxform.modality import Modality, registry
 from anyxform.shard_files import cache_bound
 from anyxform.shard_index import CONNECTIONS, is_index, open_indices
 from anyxform.shard_samples import Joined, Sample, Samples
+from anyxform.stored_codes import is_codes
 
 Reader = Callable[[], bytes]
 REMOTE_AT_ONCE = 8
@@ -139,6 +140,8 @@ class Dataset:
     def _members(self, sample: Sample) -> dict[Field, Reader]:
         found: dict[Field, Reader] = {}
         for ending in sample.members:
+            if is_codes(ending):
+                continue
             variant, _, extension = ending.rpartition(".")
             if extension in self.extensions:
                 field = Field.parse(":".join(filter(None, (self.extensions[extension], variant))))

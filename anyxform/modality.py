@@ -175,6 +175,21 @@ class Modality(ABC):
             raise ValueError(f"{len(values)} values of {self.name} cannot be joined: give something shorter")
         return values[0]
 
+    # Graphs, optional: what programs need that have none of this package's code
+
+    @property
+    def source_sizes(self) -> range:
+        """The first sizes that preprocessed tensors may have. By default one, where targets have a fixed length."""
+        return range(1, 2) if self.fixed_length else range(1, self.max_length + 1)
+
+    def decoder(self) -> nn.Module | None:
+        """A module ``forward(codes [T, K])``: the tensor of which `from_codes` makes its value; None: there is none."""
+        return None
+
+    def recipe(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """How to do what `preprocess` and `from_codes` do without this package: plain values, and files by name."""
+        return {}, {}
+
     # Its tokenizer
 
     @abstractmethod

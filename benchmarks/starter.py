@@ -41,10 +41,10 @@ def english_prompts(found: dict[str, Modality]) -> list[Item]:
     ]
 
 
-def rows(found: dict[str, Modality], **options: object) -> tuple[Rows, dict[str, int]]:
-    """The starter's training rows, and the ids of the conditions."""
+def rows(found: dict[str, Modality], root: str = "", **options: object) -> tuple[Rows, dict[str, int]]:
+    """The starter's training rows, and the ids of the conditions; `root`: where its shards are, if elsewhere."""
     config = compose("train", ["data=starter"])["data"]
-    datasets = open_datasets(config["datasets"], found, root=config["root"])
+    datasets = open_datasets(config["datasets"], found, root=root or config["root"])
     ids = {name: number for number, name in enumerate(condition_names(datasets, found))}
     weights = {name: config["datasets"][name]["weight"] for name in datasets}
     names = ("directions", "hold_out", "tokens_per_row", "pool")

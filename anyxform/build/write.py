@@ -92,7 +92,7 @@ def begin(out: Path, parts: Sequence[Part], again: bool = False) -> list[Part]:
         if not again:
             raise ValueError(
                 f"{out} holds shards of another source, of other options or of a source that has changed since: give "
-                "another folder, or --again to write all anew"
+                "another folder, or --again (again=true) to write all anew"
             )
         for old in there:
             for file in (old, Path(name_beside(str(old))), _left_out_path(old)):

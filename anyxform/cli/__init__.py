@@ -20,7 +20,7 @@ COMMANDS = {  # name: (module:function, what it is for)
     "demo": ("demo:main", "train a small model from scratch and show what it does: anyxform demo --out demo"),
     "card": ("card:main", "write a model card from what was recorded: anyxform card runs/mine"),
     "plan": ("plan:main", "which size of model is right, by runs: anyxform plan --fit runs/a runs/b runs/c"),
-    "export": ("export:main", "write a checkpoint's weights, small, to pass on: anyxform export runs/mine mine"),
+    "export": ("export:main", "write a checkpoint, small, or graphs (ONNX): anyxform export runs/mine mine"),
     "modalities": ("info:modalities", "list the installed modalities"),
     "doctor": ("info:doctor", "versions, devices, codecs, what is missing and how to get it"),
 }

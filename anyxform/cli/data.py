@@ -8,6 +8,7 @@ from anyxform.cli.arguments import Parser
 COMMANDS = {  # name: (module, what it is for)
     "build": ("data_build", "write shards from files, tables or other shards: anyxform data build photos data/photos"),
     "index": ("data_index", "write an index beside each shard, with checksums: anyxform data index 'data/*.tar'"),
+    "encode": ("data_encode", "copy shards with targets' codes beside the samples: anyxform data encode data=mine"),
     "check": ("check", "read all data as training would, and name what is wrong: anyxform data check data=mine"),
     "preview": ("data_preview", "show samples and directions on a page: anyxform data preview data=mine"),
 }
@@ -18,7 +19,7 @@ def main(arguments: list[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
         module, _ = COMMANDS[arguments[0]]
         return int(import_module(f"anyxform.cli.{module}").main(arguments[1:]))
-    parser = Parser(prog="anyxform data", description="Build, index, check and show datasets.")
+    parser = Parser(prog="anyxform data", description="Build, index, encode, check and show datasets.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, about) in COMMANDS.items():
         commands.add_parser(name, help=about)

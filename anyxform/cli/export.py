@@ -1,41 +1,78 @@
 """`anyxform export CHECKPOINT OUT`: what inference needs of a checkpoint, in a folder that can be passed on."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from anyxform.cli.arguments import Parser
+from anyxform.cli.export_graphs import write_graphs
 
 POINTS = 160
 """The losses of a long run are thinned to so many lines."""
+EPILOG = """examples:
+  anyxform export runs/mine mine
+  anyxform export runs/mine graphs --format onnx --from image --to text:en --on 'shards/val-*.tar'
+"""
 
 
 def main(arguments: list[str]) -> int:
     """Write the folder; returns the exit code."""
     parser = Parser(
         prog="anyxform export",
-        description="Write the weights that anyxform.load reads, the tokenizers with them, and the run's losses.",
+        description="Write the weights that anyxform.load reads, the tokenizers with them, and the run's losses; "
+        "or one direction as graphs, which run without anyxform.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="the folder of a run or of a checkpoint")
+    parser.add_argument("checkpoint", help="the folder of a run or of a checkpoint")
     parser.add_argument("out", type=Path, help="a folder that is not there yet")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16", help="of the weights (default: bf16)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of weights (default: bf16; graphs are fp32)")
+    parser.add_argument(
+        "--format",
+        choices=("weights", "torch", "onnx"),
+        default="weights",
+        help="weights (default), or graphs of which",
+    )
+    parser.add_argument("--from", dest="origin", metavar="FIELD", help="graphs: the source, or image+text, say")
+    parser.add_argument("--to", metavar="FIELD", help="graphs: the target, such as text:en")
+    parser.add_argument(
+        "--on",
+        nargs="+",
+        default=[],
+        metavar="SHARDS",
+        help="graphs: samples to compare them with the model on",
+    )
+    parser.add_argument(
+        "--field", dest="fields", action="append", default=[], metavar="F=PLACE", help="of --on: 'text:*=json.text.*'"
+    )
+    parser.add_argument("--items", type=int, default=8, metavar="N", help="graphs: on so many (default: 8)")
     options = parser.parse_args(arguments)
+    graphs = {"--from": options.origin, "--to": options.to, "--on": options.on, "--field": options.fields}
+    if options.format == "weights" and (given := [name for name, value in graphs.items() if value]):
+        raise ValueError(f"{given[0]} is for graphs: add --format onnx or --format torch")
+    if options.out.exists():
+        raise ValueError(f"there is {str(options.out)!r} already: give a folder that is not there yet")
+    (_write_weights if options.format == "weights" else write_graphs)(options)
+    size = sum(path.stat().st_size for path in options.out.iterdir())
+    print(f"{options.out}: {size / 1e6:.1f} MB")
+    return 0
 
+
+def _write_weights(options: argparse.Namespace) -> None:
     import torch
 
     from anyxform import checkpoint
     from anyxform.progress import read_journal, thinned
     from anyxform.routes import FILE
 
-    if options.out.exists():
-        raise ValueError(f"there is {str(options.out)!r} already: give a folder that is not there yet")
     source = checkpoint.find(options.checkpoint).resolve()
     model, modalities, config = checkpoint.load(source)
     run = source.parents[1] if source.parent.name == "checkpoints" else source
     journal = _until(read_journal(run / "metrics.jsonl"), config["facts"].get("steps"))
     with checkpoint.atomic_folder(options.out) as folder:
-        dtype = torch.bfloat16 if options.dtype == "bf16" else None
+        dtype = None if options.dtype == "fp32" else torch.bfloat16
         own = {name: config[name] for name in ("directions", "facts")}
         checkpoint.write(folder, checkpoint.contents(model, modalities, dtype=dtype, **own))
         for path in sorted(run.glob("config*.yaml")):
@@ -45,9 +82,6 @@ def main(arguments: list[str]) -> int:
         if journal:
             text = "".join(json.dumps(line) + "\n" for line in thinned(journal, POINTS))
             (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-    size = sum(path.stat().st_size for path in options.out.iterdir())
-    print(f"{options.out}: {size / 1e6:.1f} MB")
-    return 0
 
 
 def _until(journal: Sequence[Mapping[str, Any]], step: int | None) -> list[Mapping[str, Any]]:

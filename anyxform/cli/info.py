@@ -29,6 +29,7 @@ EXTRAS = {
         "efficientnet_lite_pytorch": "picture judge",
     },
     "av": {"av": "reads m4a, aac, wma, webm"},
+    "onnx": {"onnx": "writes graphs", "onnxscript": "makes them", "onnxruntime": "runs them"},
     "starter": {"resvg_py": "draws SVG", "av": "decodes G.722"},
     "dev": {"pytest": "tests", "ruff": "lint", "mypy": "types", "transformers": "reference models"},
 }

@@ -60,7 +60,7 @@ def _conversion(options: argparse.Namespace, chosen: Mapping[str, Any]) -> "Conv
     for name in sources or ():
         if name.modality not in pipeline.modalities:
             raise ValueError(f"--from {name}: {did_you_mean(name.modality, list(pipeline.modalities))}")
-    fields = dict(_pair(it) for it in options.fields)
+    fields = dict(pair(it) for it in options.fields)
     return Conversion(
         pipeline,
         pipeline.field(options.to),
@@ -73,7 +73,8 @@ def _conversion(options: argparse.Namespace, chosen: Mapping[str, Any]) -> "Conv
     )
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """What --field says: a field, and its place in a JSON."""
     name, equals, place = text.partition("=")
     if not (name and equals and place):
         raise ValueError(f"--field {text}: write it as 'text:*=json.text.*'")

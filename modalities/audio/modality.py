@@ -79,7 +79,7 @@ class Audio(Modality):
         return augment(frames, generator, self.augment, STRIDE) if train and self.augment else frames
 
     def source_positions(self, tensor: Tensor) -> Tensor:
-        return torch.arange(len(tensor) // STRIDE)[:, None]
+        return torch.arange(tensor.shape[0] // STRIDE)[:, None]
 
     def front_end(self, dim: int) -> nn.Module:
         from modalities.audio.front_end import ConvStem
@@ -95,6 +95,18 @@ class Audio(Modality):
     def from_codes(self, codes: Tensor) -> Waveform:
         frames = self.tokenizer.decode(codes.reshape(1, -1, self.num_codebooks))[0]
         return Waveform(VOCODERS[self.vocoder](frames))
+
+    @property
+    def source_sizes(self) -> range:
+        return range(STRIDE, STRIDE * self.max_length + 1, STRIDE)
+
+    def decoder(self) -> nn.Module:
+        from modalities.audio.tokenizer import Decoder
+
+        return Decoder(self.tokenizer)
+
+    def recipe(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        return spectrogram.recipe() | {"sample_rate": SAMPLE_RATE, "multiple_of_frames": STRIDE}, {}
 
     def region(self, spec: str, value: Waveform) -> Tensor:
         """The mask of the samples of ``from:to`` in seconds, such as ``0:1.5``."""

@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from typing import Any
 
 import torch
 import torchaudio.functional as AF
@@ -43,6 +44,14 @@ def log_mel(samples: Tensor, multiple: int) -> Tensor:
     )  # [FFT/2 + 1, n/HOP + 1]
     mel = spectrum.abs()[:, :-1].T @ _filters()
     return (mel.clamp_min(FLOOR).log() - MEAN) / DEVIATION
+
+
+def recipe() -> dict[str, Any]:
+    """What `log_mel` does, in numbers: the magnitudes of centred windows, padded with zeros, in Slaney's mel bands."""
+    return {
+        "hop": HOP, "window": WINDOW, "fft": FFT, "bands": BANDS, "mel": "slaney", "floor": FLOOR, "mean": MEAN,
+        "deviation": DEVIATION, "formula": "(log(max(mel, floor)) - mean) / deviation",
+    }  # fmt: skip
 
 
 def griffin_lim(frames: Tensor, iterations: int = 60) -> Tensor:

@@ -88,6 +88,17 @@ class Tokenizer(nn.Module):
         return self.decoder(self.quantizer.indices_to_codes(codes).transpose(1, 2)).transpose(1, 2).float()
 
 
+class Decoder(nn.Module):
+    """Codes ``[T, K]`` to normalised log-mel frames ``[F, M]``."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.decoder, self.quantizer = tokenizer.decoder, tokenizer.quantizer
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.decoder(self.quantizer.indices_to_codes(codes[None]).transpose(1, 2))[0].T
+
+
 def train(tokenizer: Tokenizer, clips: Sequence[Tensor], *, steps: int | None, seed: int) -> Iterator[dict[str, float]]:
     """Train in place on crops of clips' frames ``[F, M]``, on a GPU if there is one. Yields ``step, steps, loss``.
 

@@ -114,6 +114,18 @@ class Image(Modality):
     def from_codes(self, codes: Tensor) -> Picture:
         return pixels.to_picture(self.tokenizer.decode(codes.reshape(1, -1, self.num_codebooks))[0])
 
+    def decoder(self) -> nn.Module:
+        from modalities.image.tokenizer import Decoder
+
+        return Decoder(self.tokenizer)
+
+    def recipe(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        return {
+            "size": self.size, "mode": "RGB", "layout": "channels, rows, columns", "mean": 127.5, "deviation": 127.5,
+            "formula": "(pixel - mean) / deviation", "resampling": "Lanczos", "transparency": "over white",
+            "padding": "to a square, with the median colour of the border",
+        }, {}  # fmt: skip
+
     def region(self, spec: str, value: Picture) -> Tensor:
         """The mask ``[H, W]`` of ``x0,y0,x1,y1`` in pixels, or of a file that is white there."""
         return region.named(spec, value)

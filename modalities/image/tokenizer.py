@@ -69,6 +69,18 @@ class Tokenizer(nn.Module):
         return self.decoder(self.quantizer.indices_to_codes(codes.unflatten(1, (side, side)))).clamp(-1, 1)
 
 
+class Decoder(nn.Module):
+    """Codes ``[T, K]`` to a picture ``[3, S, S]`` in [-1, 1]."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.decoder, self.quantizer = tokenizer.decoder, tokenizer.quantizer
+
+    def forward(self, codes: Tensor) -> Tensor:
+        side = math.isqrt(codes.shape[0])
+        return self.decoder(self.quantizer.indices_to_codes(codes.unflatten(0, (side, side))[None]))[0].clamp(-1, 1)
+
+
 def train(tokenizer: Tokenizer, pixels: Tensor, *, steps: int | None, seed: int) -> Iterator[dict[str, float]]:
     """Train in place on ``[n, 3, S, S]`` (uint8), on a GPU if there is one; yields ``step, steps, loss, psnr``.
 

@@ -27,6 +27,8 @@ SPACE = "Ġ"
 """How byte-level tokens write it."""
 PROBE = (" Ein  Tiger,", "d'été\n12", " 虎🐸")
 """Texts that a tokenizer must give back as they were, also one after the other."""
+TOKENIZER = "tokenizer.json"
+"""The file that the library `tokenizers` reads."""
 
 
 class Text(Modality):
@@ -102,7 +104,7 @@ class Text(Modality):
         return [self._codes[number] for number in encoded.ids]
 
     def source_positions(self, tensor: Tensor) -> Tensor:
-        return self.code_positions(len(tensor))
+        return self.code_positions(tensor.shape[0])
 
     def front_end(self, dim: int) -> nn.Module:
         return TokenEmbedding(self.vocab_size, dim)
@@ -240,7 +242,7 @@ class Text(Modality):
 
     @classmethod
     def published(cls, folder: Path) -> dict[str, Any]:
-        path = folder / "tokenizer.json"
+        path = folder / TOKENIZER
         if not path.is_file():
             return {}
         tokenizer = _read(path.read_text(encoding="utf-8"))
@@ -258,6 +260,12 @@ class Text(Modality):
         with torch.no_grad():
             front_end.table.weight.copy_(embeddings[ids])
         return ids
+
+    def recipe(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        how: dict[str, Any] = {"normalization": "NFC", "tokenizer": TOKENIZER}
+        if list(self._ids) != list(range(len(self._ids))):
+            how["ids"] = list(self._ids)  # of the tokenizer, by code
+        return how, {TOKENIZER: self.tokenizer.to_str().encode()}
 
     def metrics(self, predicted: str, reference: str) -> dict[str, Score]:
         """Case and punctuation count; error rates weigh by the reference's length; chrF and BLEU reach 100."""

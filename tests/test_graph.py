@@ -1,0 +1,117 @@
+"""`anyxform export --format`: graphs answer as the model does, in programs that have none of its code."""
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anyxform import load
+from anyxform.cli import main
+from anyxform.field import Direction
+from anyxform.graph import files, parity
+from anyxform.graph.export import opened
+from anyxform.graph.task import Task
+from tests.tiny import PNG, Tiny
+
+GREEDY = {"temperature": 0, "choice_temperature": 0}
+ALONE = (
+    "import sys; sys.modules.update(dict.fromkeys(('anyxform', 'modalities', 'torch'))); exec(open('script.py').read())"
+)
+
+
+def exported(checkpoint: Path, out: Path, source: str, target: str, *options: str) -> Path:
+    assert main(["export", str(checkpoint), str(out), "--from", source, "--to", target, *options]) == 0
+    return out
+
+
+def script(number: int) -> str:
+    """A script of the docs."""
+    page = Path(__file__).parents[1] / "docs/export.md"
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[number]
+
+
+def alone(code: str) -> str:
+    """What a script prints that can import neither anyxform nor torch."""
+    Path("script.py").write_text(code)
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def captioner(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("graphs") / "captioner"
+    return exported(checkpoint, out, "image", "text:en", "--format", "onnx", "--items", "1")
+
+
+def test_the_docs_caption_is_the_models_own(checkpoint: Path, captioner: Path, here: Path) -> None:
+    Path("graphs").symlink_to(captioner)
+    shutil.copy("disc.png", "cat.png")
+    assert alone(script(0)) == load(checkpoint)("cat.png", to="text:en", **GREEDY) + "\n"
+
+
+def test_the_docs_picture_is_the_models_own(checkpoint: Path, tiny: Tiny, here: Path, capsys) -> None:
+    held_out = ["--on", str(tiny.root / "shapes" / "val-*.tar"), "--field", "text:*=json.text.*", "--items", "3"]
+    exported(checkpoint, here / "drawing", "text:en", "image", "--format", "onnx", *held_out)
+    assert "on 3 samples the same codes as the model's, logits within " in capsys.readouterr().out
+    alone(script(1))
+    own = load(checkpoint)("a red disc", to="image", **GREEDY)
+    assert np.abs(np.int16(Image.open("fish.png")) - np.int16(own)).max() <= 1
+
+
+def test_torch_graphs_take_sources_and_make_targets_of_any_length(checkpoint: Path, tiny: Tiny, here: Path) -> None:
+    """Two sources of other lengths than those of the export; a target of as many tokens as the marker says."""
+    out = exported(checkpoint, here / "graphs", "audio+text:en", "audio", "--format", "torch", "--items", "1")
+    ax = load(checkpoint)
+    task = Task(ax.model, ax.modalities, Direction.parse("audio+text:en>audio"))
+    sound = ax.modalities["audio"].load(Path("disc.wav").read_bytes())
+    items = [[sound, "a"], [sound, "un disque rouge, un carré bleu"]]
+    assert parity.compare(task, items, opened(out)) < 1e-4
+    decoder = torch.export.load(out / "decoder.pt2").module()
+    codes = torch.randint(125, (7, 2), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(decoder(codes), ax.modalities["audio"].tokenizer.decode(codes[None])[0], atol=1e-5)
+
+
+def test_graphs_of_another_model_are_an_error(checkpoint: Path, captioner: Path) -> None:
+    ax = load(checkpoint)
+    task, items = Task(ax.model, ax.modalities, Direction.parse("image>text:en")), [[Image.open(io.BytesIO(PNG))]]
+    assert parity.compare(task, items, opened(captioner)) < 1e-4
+    with torch.no_grad():
+        ax.model.norm.weight.mul_(1.01)
+    with pytest.raises(ValueError, match="the graphs of image>text:en are wrong: at item 0 a logit differs by"):
+        parity.compare(task, items, opened(captioner))
+
+
+ONNX = ["--format", "onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "text:en"], "--to is for graphs: add --format onnx or --format torch"),
+        ([*ONNX, "--to", "text:en"], "graphs are of one direction: give --from FIELD and --to FIELD"),
+        ([*ONNX, "--from", "image", "--to", "text:en", "--dtype", "bf16"], "graphs are fp32"),
+        ([*ONNX, "--from", "picture", "--to", "text:en"], "--from picture: "),
+        ([*ONNX, "--from", "image", "--to", "text:de"], "the model knows no variant 'de' of text"),
+        ([*ONNX, "--from", "image", "--to", "text:en", "--on", "no.tar"], "there is no shard no.tar"),
+        ([*ONNX, "--from", "image", "--to", "text:en", "--items", "0"], "--items 0 is not possible"),
+    ],
+)
+def test_a_mistake_is_one_line(checkpoint: Path, here: Path, options: list[str], message: str, capsys) -> None:
+    assert main(["export", str(checkpoint), "out", *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("anyxform: error: ") and said.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_what_is_not_installed_is_named(checkpoint: Path, here: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(files, "find_spec", lambda name: None if name == "onnx" else name)
+    assert main(["export", str(checkpoint), "out", *ONNX, "--from", "image", "--to", "text:en"]) == 2
+    assert "this needs onnx: pip install 'anyxform[onnx]'" in capsys.readouterr().err
