@@ -3,6 +3,8 @@
 Each backend is called with queries ``[..., H, C]`` and keys and values ``[..., G, C]`` (see `anyxform.layers.Attend`).
 """
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -134,3 +136,45 @@ class CachedAttention:
         keys, values = self.keys[:, :end].to(q.dtype), self.values[:, :end].to(q.dtype)
         q, k, v = (x.transpose(1, 2) for x in (q, keys, values))
         return _sdpa(q, k, v, self.mask[..., :end]).transpose(1, 2)
+
+
+class RowAttention:
+    """One new token a row ``[B, 1, H, C]``, each row at a slot of its own of the cache ``[B, S, G, C]``.
+
+    Writes the new keys and values to slot `slots[b]` of row b, in place, and attends to all slots up to there. Groups
+    of heads share keys and values as they are: none is copied.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, slots: "Slots") -> None:
+        self.keys, self.values, self.slots = keys, values, slots
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.slots.write(self.keys, k)
+        self.slots.write(self.values, v)
+        seen = (x[:, : self.slots.end].to(q.dtype).transpose(1, 2) for x in (self.keys, self.values))
+        return _sdpa(q.transpose(1, 2), *seen, self.slots.mask).transpose(1, 2)
+
+
+class Slots:
+    """Where each of B rows writes its next token; the same in all blocks, so prepared once a step.
+
+    Rows that stand at one slot, such as a single one, need no mask and no index.
+    """
+
+    def __init__(self, slots: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.end = max(slots) + 1
+        self.same = min(slots) + 1 == self.end
+        self.mask: Tensor | None = None
+        if not self.same:
+            own = torch.tensor(slots, device=device)
+            unseen = torch.arange(self.end, device=device) > own[:, None]
+            self.mask = torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill_(unseen, -math.inf)
+            self.mask = self.mask[:, None, None]  # [B, 1, 1, end]
+            self.index = own + size * torch.arange(len(slots), device=device)
+
+    def write(self, cache: Tensor, new: Tensor) -> None:
+        """New keys or values ``[B, 1, G, C]`` into the cache ``[B, S, G, C]``."""
+        if self.same:
+            cache[:, self.end - 1 : self.end] = new
+        else:
+            cache.flatten(0, 1).index_copy_(0, self.index, new[:, 0].to(cache.dtype))

@@ -21,6 +21,7 @@ from anyxform.generate import Request
 from anyxform.long import Job, Made, Segment, cut, perform
 from anyxform.modality import Modality
 from anyxform.model import Transformer
+from anyxform.quantize import Dtype, prepare
 from anyxform.refine import generate_refined
 from anyxform.routes import best_route, read_table
 from anyxform.sampling import Sampling, sampling_of
@@ -281,18 +282,19 @@ class Pipeline:
         return self.respond([self.request(*pair) for pair in zip(directions, sources, strict=True)], **options)
 
 
-def load(path: str | Path = STARTER, *, device: str | None = None) -> Pipeline:
-    """A checkpoint as a `Pipeline`, on CUDA where there is one.
+def load(path: str | Path = STARTER, *, device: str | None = None, dtype: Dtype = "fp32") -> Pipeline:
+    """A checkpoint as a `Pipeline`, on CUDA where there is one, its weights as `dtype` says: see `anyxform.quantize`.
 
     `path`: the folder of a checkpoint or of a run, which stands for its newest one; or the name of one that is shipped
-    with the package, such as ``starter``. A folder of that name comes first. ValueError: nothing there, or not whole.
+    with the package, such as ``starter``. A folder of that name comes first. ValueError: nothing there, or not whole,
+    or a dtype that is not possible.
     """
     place = pick_device(device)
     folder = Path(path)
     if not folder.exists() and (SHIPPED / folder.name).is_dir() and str(path) == folder.name:
         folder = SHIPPED / folder.name
     model, modalities, config = checkpoint.load(folder)
-    return Pipeline(model.to(place), modalities, checkpoint.find(folder), config)
+    return Pipeline(prepare(model.to(place), dtype), modalities, checkpoint.find(folder), config)
 
 
 def pick_device(name: str | None) -> torch.device:
