@@ -109,29 +109,45 @@ def decode(
     codes = torch.zeros(batch_size, len(offsets), num_codebooks, dtype=torch.long, device=offsets.device)
     total = torch.zeros(batch_size, device=offsets.device)
     answers: dict[int, tuple[Tensor, float]] = {}
-    while waiting or rows:
-        new = [waiting.popleft() for _ in range(min(len(waiting), batch_size - len(rows)))]
-        for prefixes, row in steps.begin(new) if new else ():
-            cache.admit(prefixes, row)
-        total[len(rows) : len(rows) + len(new)] = 0
-        rows += [Row(number) for number in new]
+
+    def places() -> tuple[Tensor, Tensor]:
+        """Of each row's last token: the row, and its place."""
+        last = torch.tensor([row.place - 1 for row in rows], device=codes.device)
+        return torch.arange(len(rows), device=codes.device), last
+
+    def take(start: int) -> None:
+        """Choose the next token of all rows from `start` on, and end those that it ends."""
         count = len(rows)
-        chosen, logprob, ended = steps.choose(cache.states[: len(cache)], rows, codes[:count])
-        total[:count] += logprob
-        places = torch.tensor([row.place for row in rows], device=codes.device)
-        codes[torch.arange(count, device=codes.device), places] = chosen
-        for number in reversed(range(count)):
+        chosen, logprob, ended = steps.choose(
+            cache.states[start * steps.width : len(cache)], rows[start:], codes[start:]
+        )
+        total[start:count] += logprob
+        for row in rows[start:]:
+            row.place += 1
+        own, last = places()
+        codes[own[start:], last[start:]] = chosen
+        for number in reversed(range(start, count)):
             row = rows[number]
-            row.place += not ended[number]
-            if not ended[number] and row.place < steps.most[row.number]:
+            if not ended[number - start] and row.place < steps.most[row.number]:
                 continue
-            answers[row.number] = codes[number, : row.place].clone().cpu(), float(total[number])
+            length = row.place - ended[number - start]
+            answers[row.number] = codes[number, :length].clone().cpu(), float(total[number])
             rows[number], codes[number], total[number] = rows[-1], codes[len(rows) - 1], total[len(rows) - 1]
             rows.pop()
-            for own in reversed(range(number * steps.width, (number + 1) * steps.width)):
-                cache.leave(own)
+            for part in reversed(range(number * steps.width, (number + 1) * steps.width)):
+                cache.leave(part)
+
+    while waiting or rows:
+        while waiting and len(rows) < batch_size:
+            start = len(rows)
+            new = [waiting.popleft() for _ in range(min(len(waiting), batch_size - start))]
+            for prefixes, row in steps.begin(new):
+                cache.admit(prefixes, row)
+            rows += [Row(number) for number in new]
+            total[start : len(rows)] = 0
+            take(start)
         if rows:
-            last = torch.tensor([row.place - 1 for row in rows], device=codes.device)
-            x = steps.embed(codes[torch.arange(len(rows), device=codes.device), last])
-            cache.advance(x, offsets[last].repeat_interleave(steps.width, 0))
+            own, last = places()
+            cache.advance(steps.embed(codes[own, last]), offsets[last].repeat_interleave(steps.width, 0))
+            take(0)
     return answers

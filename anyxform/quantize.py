@@ -22,7 +22,8 @@ FEW = 8
 class Int8Linear(nn.Module):
     """A linear layer without bias, its weights symmetric int8 with one scale for each output.
 
-    Inputs are rounded to bf16 for the product alone, and what comes out has the dtype of what went in.
+    Inputs are rounded to bf16 for the product alone, and what comes out has the dtype of what went in. ValueError: the
+    number of inputs is no multiple of 16, beyond which the kernel would read without a word.
     """
 
     weight: Tensor  # [O, I] int8
@@ -30,6 +31,8 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
+        if weight.shape[1] % 16:
+            raise ValueError(f"int8 is not possible: a layer has {weight.shape[1]} inputs, which is no multiple of 16")
         weight = weight.detach().float()
         largest = weight.abs().amax(dim=1).clamp_min(1e-12)
         scale = (largest / 127).to(torch.bfloat16)  # rounded first, so that the weights make up for it
@@ -52,8 +55,8 @@ def prepare(model: Transformer, dtype: Dtype = "fp32") -> Transformer:
 
     ``bf16`` converts everything. ``int8`` converts the matrices of the stack and the heads, a quarter of the bytes, and
     leaves front ends, tables and norms in fp32. ``fp32`` changes no number: on CPUs it lays wide matrices out by
-    columns, where a product with one token runs at twice the speed. ValueError: an unknown dtype, or int8 on a device
-    that is no CPU, for which torch has no such kernel that is tested here.
+    columns, where a product with one token runs at up to twice the speed. ValueError: an unknown dtype; int8 on a
+    device that is no CPU, where no such kernel is tested, or with a width that is no multiple of 16.
     """
     device = model.norm.weight.device
     if dtype not in DTYPES:
