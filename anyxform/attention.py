@@ -23,7 +23,7 @@ def packed_attention(segments: Segments, size: int, device: torch.device) -> Att
     return SegmentAttention(segments, size)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention of ``[B, H, T, C]``, groups of heads sharing keys and values."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
@@ -36,7 +36,7 @@ class DenseAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        return _sdpa(q, k, v, self.mask.to(q.device))[0].transpose(0, 1)
+        return sdpa(q, k, v, self.mask.to(q.device))[0].transpose(0, 1)
 
 
 _Shape = tuple[int, int, bool]
@@ -62,7 +62,7 @@ class SegmentAttention:
         outputs = list(parts[0])  # padding, the last, is never read: passed through to keep the shape
         for shape, numbers in self.shapes.items():
             a, b, c = (torch.stack([part[number] for number in numbers]) for part in parts)
-            for number, output in zip(numbers, _sdpa(a, b, c, _mask(*shape)).unbind()):
+            for number, output in zip(numbers, sdpa(a, b, c, _mask(*shape)).unbind()):
                 outputs[number] = output
         return torch.cat(outputs, dim=1).transpose(0, 1).to(q.dtype)
 
@@ -135,7 +135,7 @@ class CachedAttention:
         end = self.slots.stop
         keys, values = self.keys[:, :end].to(q.dtype), self.values[:, :end].to(q.dtype)
         q, k, v = (x.transpose(1, 2) for x in (q, keys, values))
-        return _sdpa(q, k, v, self.mask[..., :end]).transpose(1, 2)
+        return sdpa(q, k, v, self.mask[..., :end]).transpose(1, 2)
 
 
 class RowAttention:
@@ -152,7 +152,7 @@ class RowAttention:
         self.slots.write(self.keys, k)
         self.slots.write(self.values, v)
         seen = (x[:, : self.slots.end].to(q.dtype).transpose(1, 2) for x in (self.keys, self.values))
-        return _sdpa(q.transpose(1, 2), *seen, self.slots.mask).transpose(1, 2)
+        return sdpa(q.transpose(1, 2), *seen, self.slots.mask).transpose(1, 2)
 
 
 class Slots:

@@ -26,10 +26,13 @@ class RowCache:
 
     def __init__(self, model: Transformer, rows: int, slots: int) -> None:
         weight = model.norm.weight
-        shape = (len(model.blocks), rows, slots, model.config()["num_kv_heads"], model.head_dim)
+        if model.decode_step is not None:
+            slots = model.decode_step.slots(slots)
+        shape = (rows, slots, model.config()["num_kv_heads"], model.head_dim)
         self.model = model
-        # zeros, as what a mask hides must still be a number
-        self.keys, self.values = weight.new_zeros(shape), weight.new_zeros(shape)
+        # of each block; zeros, as what a mask hides must still be a number
+        self.keys = [weight.new_zeros(shape) for _ in model.blocks]
+        self.values = [weight.new_zeros(shape) for _ in model.blocks]
         self.states = weight.new_zeros(rows, model.dim)  # of each row's last token
         self.first = torch.zeros(rows, dtype=torch.long, device=weight.device)
         self.filled: list[int] = []  # slots of each row
@@ -40,8 +43,8 @@ class RowCache:
     def admit(self, prefixes: KVCache, row: int) -> None:
         """Begin a row with a prefix that has been computed; several rows may begin with the same."""
         own, length = len(self), int(prefixes.prefix[row].sum())
-        self.keys[:, own, :length] = prefixes.keys[:, row, :length]
-        self.values[:, own, :length] = prefixes.values[:, row, :length]
+        for part, given in zip([*self.keys, *self.values], [*prefixes.keys, *prefixes.values]):
+            part[own, :length] = given[row, :length]
         self.states[own], self.first[own] = prefixes.marker[row], prefixes.first[row]
         self.filled.append(length)
 
@@ -49,8 +52,8 @@ class RowCache:
         """End a row; the last one takes its place."""
         last, length = len(self) - 1, self.filled[-1]
         if row != last:
-            for part in (self.keys, self.values):
-                part[:, row, :length] = part[:, last, :length]
+            for part in (*self.keys, *self.values):
+                part[row, :length] = part[last, :length]
             self.states[row], self.first[row] = self.states[last], self.first[last]
         self.filled[row] = length
         self.filled.pop()
@@ -61,11 +64,14 @@ class RowCache:
 
         `offsets` ``[B, 3]``: positions counted from each target's first.
         """
-        rows, (_, _, size, _, _) = len(self), self.keys.shape
-        slots = Slots(self.filled, size, x.dtype, x.device)
-        angles = rope((self.first[:rows, None] + offsets)[:, None], self.model.head_dim, self.model.rope_theta)
-        attends = [RowAttention(keys[:rows], values[:rows], slots) for keys, values in zip(self.keys, self.values)]
-        self.states[:rows] = self.model.run_blocks(x[:, None], angles, attends)[-1][:, 0]
+        rows, positions = len(self), self.first[: len(self), None] + offsets
+        if self.model.decode_step is not None:
+            self.states[:rows] = self.model.decode_step(self.keys, self.values, x, positions, self.filled)
+        else:
+            slots = Slots(self.filled, self.keys[0].shape[1], x.dtype, x.device)
+            angles = rope(positions[:, None], self.model.head_dim, self.model.rope_theta)
+            attends = [RowAttention(keys[:rows], values[:rows], slots) for keys, values in zip(self.keys, self.values)]
+            self.states[:rows] = self.model.run_blocks(x[:, None], angles, attends)[-1][:, 0]
         self.filled = [slot + 1 for slot in self.filled]
 
 

@@ -101,6 +101,7 @@ class Transformer(nn.Module):
             Block(dim, num_heads, num_kv_heads, head_dim, hidden_dim, norm_eps, dropout) for _ in range(depth)
         )
         self.norm = RMSNorm(dim, norm_eps)
+        self.decode_step: Any = None  # a compiled one: see `anyxform.compiled`
         self.init_weights()
 
     @torch.no_grad()

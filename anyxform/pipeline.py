@@ -14,6 +14,7 @@ import torch
 from anyxform import checkpoint
 from anyxform.candidates import Answered, Candidate, Rank, draw
 from anyxform.candidates import rank as rank_by
+from anyxform.compiled import CompiledStep
 from anyxform.data import source
 from anyxform.edit import Round, edit
 from anyxform.field import Direction, Field, did_you_mean
@@ -282,8 +283,12 @@ class Pipeline:
         return self.respond([self.request(*pair) for pair in zip(directions, sources, strict=True)], **options)
 
 
-def load(path: str | Path = STARTER, *, device: str | None = None, dtype: Dtype = "fp32") -> Pipeline:
+def load(
+    path: str | Path = STARTER, *, device: str | None = None, dtype: Dtype = "fp32", compile: bool = False
+) -> Pipeline:
     """A checkpoint as a `Pipeline`, on CUDA where there is one, its weights as `dtype` says: see `anyxform.quantize`.
+
+    `compile`: the step that decodes a token, at its first use: see `anyxform.compiled`.
 
     `path`: the folder of a checkpoint or of a run, which stands for its newest one; or the name of one that is shipped
     with the package, such as ``starter``. A folder of that name comes first. ValueError: nothing there, or not whole,
@@ -294,7 +299,9 @@ def load(path: str | Path = STARTER, *, device: str | None = None, dtype: Dtype 
     if not folder.exists() and (SHIPPED / folder.name).is_dir() and str(path) == folder.name:
         folder = SHIPPED / folder.name
     model, modalities, config = checkpoint.load(folder)
-    return Pipeline(prepare(model.to(place), dtype), modalities, checkpoint.find(folder), config)
+    model = prepare(model.to(place), dtype)
+    model.decode_step = CompiledStep(model) if compile else None
+    return Pipeline(model, modalities, checkpoint.find(folder), config)
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -1,6 +1,6 @@
 """Generation against transformers at equal dimensions and tokens, and continuous against static batches.
 
-    python -m benchmarks.generate [captions|transcripts|batches|bandwidth …] [--preset mini] [--pairs 8]
+    python -m benchmarks.generate [captions|compiled|transcripts|batches|bandwidth …] [--preset mini] [--pairs 8]
 
 On one thread (THREADS=2 for two), random weights: captions of one picture, greedy, against a Qwen3 with the same
 weights, whose tokens have to be the same; recordings of 5 to 10 s to text against Whisper, which pads them to 30 s;
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from anyxform.cache import advance, prefill
+from anyxform.compiled import CompiledStep
 from anyxform.field import Field
 from anyxform.generate import Generated, Request, generate
 from anyxform.modality import Modality
@@ -124,10 +125,7 @@ def captions(preset: str, modalities: dict[str, Modality], pairs: int) -> list[C
     for dtype in WAYS:
         model = prepare(model_of(preset, modalities), dtype)
 
-        def ours(model: Transformer = model) -> list[list[int]]:
-            each = [answered(model, modalities, [request], length=TOKENS)[0] for request in requests]
-            return [it.codes[:, 0].tolist() for it in each]
-
+        ours = partial(_one_by_one, model, modalities, requests)
         same = sum(a == b for own, other in zip(ours(), theirs) for a, b in zip(own, other)) / (4 * TOKENS)
         if dtype == "fp32" and same < 1:
             raise AssertionError(f"{same:.0%} of the tokens are those of transformers, not all")
@@ -142,6 +140,23 @@ def captions(preset: str, modalities: dict[str, Modality], pairs: int) -> list[C
             )
         )
     return found
+
+
+def compiled(preset: str, modalities: dict[str, Modality], pairs: int) -> list[Comparison]:
+    """The same captions with a compiled step against without; the time that compiling takes is printed."""
+    found, requests = [], [picture(modalities, seed) for seed in range(4)]
+    for dtype in ("fp32", "int8"):
+        eager, other = (prepare(model_of(preset, modalities), dtype) for _ in range(2))
+        other.decode_step = CompiledStep(other)
+        print(f"{preset}, {dtype}: compiled in {_seconds(partial(_one_by_one, other, modalities, requests)):.1f} s")
+        name = f"captions, batch 1, {preset}, {dtype}: compiled step against without"
+        sides = (_counting(partial(_one_by_one, model, modalities, requests)) for model in (other, eager))
+        found.append(compare(name, *sides, unit="tokens/s", pairs=pairs))
+    return found
+
+
+def _one_by_one(model: Transformer, modalities: dict[str, Modality], requests: Sequence[Request]) -> list[list[int]]:
+    return [answered(model, modalities, [it], length=TOKENS)[0].codes[:, 0].tolist() for it in requests]
 
 
 def _counting(work: Callable[[], Sequence[Any]]) -> Callable[[], float]:
@@ -301,7 +316,7 @@ def _step_seconds(
     return min(_seconds(lambda: answered(model, modalities, requests, length=length)) for _ in range(3))
 
 
-COMPARED = {"captions": captions, "transcripts": transcripts, "batches": batches}
+COMPARED = {"captions": captions, "compiled": compiled, "transcripts": transcripts, "batches": batches}
 
 
 def main() -> None:
