@@ -290,12 +290,12 @@ def step_bytes(model: Transformer, rows: int, slots: int) -> int:
     return sum(it.numel() * it.element_size() for it in parts) + cache * model.norm.weight.element_size()
 
 
-def bandwidth(preset: str, modalities: dict[str, Modality]) -> list[dict[str, Any]]:
+def bandwidth(preset: str, modalities: dict[str, Modality], sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Milliseconds a step, and how much of the bandwidth its bytes make up, for sizes of a batch."""
     found, most = [], read_bandwidth()
     for dtype in WAYS:
         model = prepare(model_of(preset, modalities), dtype)
-        for rows in (1, 2, 4, 8, 16, 32):
+        for rows in sizes:
             requests = [picture(modalities, seed) for seed in range(rows)]
             few, many = (_step_seconds(model, modalities, requests, length) for length in (8, 40))
             step = (many - few) / 32
@@ -324,6 +324,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*COMPARED, "bandwidth"], default=[*COMPARED, "bandwidth"])
     parser.add_argument("--preset", choices=list(PRESETS), default="mini")
     parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="sizes of a batch (bandwidth)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("THREADS", "1")))
     before, modalities = calibration(), starter.modalities()
@@ -333,7 +336,7 @@ def main() -> None:
         if part in COMPARED
         for it in COMPARED[part](options.preset, modalities, options.pairs)
     ]
-    sweep = bandwidth(options.preset, modalities) if "bandwidth" in options.parts else []
+    sweep = bandwidth(options.preset, modalities, options.rows) if "bandwidth" in options.parts else []
     report(results, before, preset=options.preset, bandwidth=sweep)
 
 
