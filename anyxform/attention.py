@@ -151,8 +151,8 @@ class RowAttention:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.slots.write(self.keys, k)
         self.slots.write(self.values, v)
-        seen = (x[:, : self.slots.end].to(q.dtype).transpose(1, 2) for x in (self.keys, self.values))
-        return sdpa(q.transpose(1, 2), *seen, self.slots.mask).transpose(1, 2)
+        keys, values = (x[:, : self.slots.end].to(q.dtype).transpose(1, 2) for x in (self.keys, self.values))
+        return sdpa(q.transpose(1, 2), keys, values, self.slots.mask).transpose(1, 2)
 
 
 class Slots:

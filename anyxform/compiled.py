@@ -5,6 +5,7 @@ Letters: B rows, R rows of a compiled size, S slots, G key/value heads, C head s
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,8 @@ class CompiledStep:
         import torch._dynamo
 
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one for each size
-        self.model, self.step = model, torch.compile(_step, dynamic=False, fullgraph=True, backend=backend)
+        self.model = model
+        self.step: Any = torch.compile(_step, dynamic=False, fullgraph=True, backend=backend)
 
     @staticmethod
     def slots(wanted: int) -> int:
@@ -46,9 +48,9 @@ class CompiledStep:
         size = min(1 << (count - 1).bit_length(), len(keys[0]))
         more = size - count
         own = torch.tensor([*slots, *[0] * more], device=x.device)
-        padded = F.pad(x, (0, 0, 0, more)), F.pad(positions, (0, 0, 0, more))
-        first = [[part[:size] for part in parts] for parts in (keys, values)]
-        return self.step(self.model, *first, *padded, own)[:count]
+        x, positions = (F.pad(part, (0, 0, 0, more)) for part in (x, positions))
+        used, read = ([part[:size] for part in parts] for parts in (keys, values))
+        return self.step(self.model, used, read, x, positions, own)[:count]
 
 
 def _step(
@@ -65,7 +67,7 @@ def _attention(keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor) -> Att
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys[rows, slots], values[rows, slots] = k[:, 0].to(keys.dtype), v[:, 0].to(values.dtype)
-        seen = (part.to(q.dtype).transpose(1, 2) for part in (keys, values))
-        return sdpa(q.transpose(1, 2), *seen, mask).transpose(1, 2)
+        seen, read = (part.to(q.dtype).transpose(1, 2) for part in (keys, values))
+        return sdpa(q.transpose(1, 2), seen, read, mask).transpose(1, 2)
 
     return attend
