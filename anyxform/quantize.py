@@ -62,7 +62,7 @@ def prepare(model: Transformer, dtype: Dtype = "fp32") -> Transformer:
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not possible: give {', '.join(DTYPES)}")
     if dtype == "int8" and device.type != "cpu":
-        raise ValueError(f"dtype=int8 is for CPUs, not for {device.type}: give bf16")
+        raise ValueError(f"dtype=int8 is for CPUs, not for {device.type}: give bf16, or the device cpu")
     model.eval().requires_grad_(False)
     if dtype == "bf16":
         return model.to(torch.bfloat16)

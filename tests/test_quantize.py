@@ -87,7 +87,7 @@ def test_int8_takes_a_quarter():
     ("dtype", "device", "message"),
     [
         ("int4", "cpu", "dtype='int4' is not possible: give fp32, bf16, int8"),
-        ("int8", "meta", "dtype=int8 is for CPUs, not for meta: give bf16"),
+        ("int8", "meta", "dtype=int8 is for CPUs, not for meta: give bf16, or the device cpu"),
     ],
 )
 def test_what_is_not_possible(dtype, device, message):
