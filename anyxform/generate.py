@@ -118,7 +118,7 @@ class _Group:
         """One for each request, made where something is drawn."""
         return [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
-    @property
+    @cached_property
     def keeps(self) -> bool:
         """Whether any request keeps a part."""
         return any(request.keep is not None for request in self.requests)
