@@ -3,6 +3,8 @@
 Each backend is called with queries ``[..., H, C]`` and keys and values ``[..., G, C]`` (see `anyxform.layers.Attend`).
 """
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +23,7 @@ def packed_attention(segments: Segments, size: int, device: torch.device) -> Att
     return SegmentAttention(segments, size)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention of ``[B, H, T, C]``, groups of heads sharing keys and values."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
@@ -34,7 +36,7 @@ class DenseAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        return _sdpa(q, k, v, self.mask.to(q.device))[0].transpose(0, 1)
+        return sdpa(q, k, v, self.mask.to(q.device))[0].transpose(0, 1)
 
 
 _Shape = tuple[int, int, bool]
@@ -60,7 +62,7 @@ class SegmentAttention:
         outputs = list(parts[0])  # padding, the last, is never read: passed through to keep the shape
         for shape, numbers in self.shapes.items():
             a, b, c = (torch.stack([part[number] for number in numbers]) for part in parts)
-            for number, output in zip(numbers, _sdpa(a, b, c, _mask(*shape)).unbind()):
+            for number, output in zip(numbers, sdpa(a, b, c, _mask(*shape)).unbind()):
                 outputs[number] = output
         return torch.cat(outputs, dim=1).transpose(0, 1).to(q.dtype)
 
@@ -133,4 +135,46 @@ class CachedAttention:
         end = self.slots.stop
         keys, values = self.keys[:, :end].to(q.dtype), self.values[:, :end].to(q.dtype)
         q, k, v = (x.transpose(1, 2) for x in (q, keys, values))
-        return _sdpa(q, k, v, self.mask[..., :end]).transpose(1, 2)
+        return sdpa(q, k, v, self.mask[..., :end]).transpose(1, 2)
+
+
+class RowAttention:
+    """One new token a row ``[B, 1, H, C]``, each row at a slot of its own of the cache ``[B, S, G, C]``.
+
+    Writes the new keys and values to slot `slots[b]` of row b, in place, and attends to all slots up to there. Groups
+    of heads share keys and values as they are: none is copied.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, slots: "Slots") -> None:
+        self.keys, self.values, self.slots = keys, values, slots
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.slots.write(self.keys, k)
+        self.slots.write(self.values, v)
+        keys, values = (x[:, : self.slots.end].to(q.dtype).transpose(1, 2) for x in (self.keys, self.values))
+        return sdpa(q.transpose(1, 2), keys, values, self.slots.mask).transpose(1, 2)
+
+
+class Slots:
+    """Where each of B rows writes its next token; the same in all blocks, so prepared once a step.
+
+    Rows that stand at one slot, such as a single one, need no mask and no index.
+    """
+
+    def __init__(self, slots: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.end = max(slots) + 1
+        self.same = min(slots) + 1 == self.end
+        self.mask: Tensor | None = None
+        if not self.same:
+            own = torch.tensor(slots, device=device)
+            unseen = torch.arange(self.end, device=device) > own[:, None]
+            self.mask = torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill_(unseen, -math.inf)
+            self.mask = self.mask[:, None, None]  # [B, 1, 1, end]
+            self.index = own + size * torch.arange(len(slots), device=device)
+
+    def write(self, cache: Tensor, new: Tensor) -> None:
+        """New keys or values ``[B, 1, G, C]`` into the cache ``[B, S, G, C]``."""
+        if self.same:
+            cache[:, self.end - 1 : self.end] = new
+        else:
+            cache.flatten(0, 1).index_copy_(0, self.index, new[:, 0].to(cache.dtype))

@@ -29,9 +29,10 @@ def search(
     with as many free slots as `offsets` ``[T, 3]`` has rows.
     """
     beams, longest, device = options.num_beams, len(offsets), cache.first.device
+    cache = cache.rows(torch.zeros(beams, dtype=torch.long, device=device))
     ids = torch.zeros(1, 0, dtype=torch.long, device=device)
     scores = torch.zeros(1, device=device)
-    states = cache.marker
+    states = cache.marker[:1]
     finished: list[tuple[float, float, Tensor]] = []  # normalised score, log-probability, ids
 
     def finish(score: float, sequence: Tensor, length: int) -> None:
@@ -51,9 +52,10 @@ def search(
         if _settled(finished, scores, longest, options):
             break
         if place + 1 < longest:
-            cache = cache.rows(parents[alive])
+            cache.reorder(parents[alive], place)
             sees = torch.ones(len(alive), 1, place + 1, dtype=torch.bool, device=device)
-            states = advance(model, cache, head.embed(ids[:, -1:, None]), offsets[place : place + 1], place, sees)[:, 0]
+            x = head.embed(ids[:, -1:, None])
+            states = advance(model, cache.first_rows(len(x)), x, offsets[place : place + 1], place, sees)[:, 0]
     else:  # no room for an end
         for sequence, score in zip(ids, scores.tolist()):
             finish(score, sequence, longest)

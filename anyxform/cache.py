@@ -4,6 +4,7 @@ Letters: L blocks, B rows, P tokens of the longest prefix, S slots, G key/value 
 D width.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,17 @@ class KVCache:
         """The cache of these rows, in this order; a row may come several times (beams)."""
         keys, values = self.keys[:, index], self.values[:, index]
         return KVCache(keys, values, self.prefix[index], self.first[index], self.marker[index])
+
+    def first_rows(self, count: int) -> "KVCache":
+        """The first rows, of the same memory."""
+        parts = self.prefix[:count], self.first[:count], self.marker[:count]
+        return KVCache(self.keys[:, :count], self.values[:, :count], *parts)
+
+    def reorder(self, index: Tensor, length: int) -> None:
+        """Give the first rows the first `length` target slots of other rows with the same prefix, in place."""
+        target = slice(self.prefix.shape[1], self.prefix.shape[1] + length)
+        for part in (self.keys, self.values):
+            part[:, : len(index), target] = part[:, index, target]
 
     def grown(self, room: int) -> "KVCache":
         """The cache with `room` more slots."""
@@ -85,7 +97,8 @@ def advance(model: Transformer, cache: KVCache, x: Tensor, offsets: Tensor, star
 
 
 def _run(model: Transformer, cache: KVCache, x: Tensor, positions: Tensor, slots: slice, sees: Tensor) -> Tensor:
-    mask = sees.unsqueeze(1)  # the same for all heads
+    # the same for all heads; added, as a mask of truths would be turned into one to add in every block
+    mask = torch.zeros(sees.shape, dtype=x.dtype, device=x.device).masked_fill_(~sees, -math.inf).unsqueeze(1)
     attends = [CachedAttention(keys, values, slots, mask) for keys, values in zip(cache.keys, cache.values)]
     return model.run_blocks(x, rope(positions, model.head_dim, model.rope_theta), attends)[-1]
 

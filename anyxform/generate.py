@@ -6,6 +6,7 @@ Letters: B requests of a group, P tokens of a prefix, T target tokens, K codeboo
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from anyxform.beams import search
 from anyxform.cache import KVCache, advance, prefill
+from anyxform.continuous import Row, RowCache, Steps, decode
 from anyxform.field import Field
 from anyxform.modality import Decoding, Modality
 from anyxform.model import Transformer
@@ -60,8 +62,9 @@ def generate(
 ) -> list[Generated]:
     """Answer requests, in their order.
 
-    They are decoded in groups of one target modality and of about equal length. What a request draws depends on its
-    number and `options.seed`, never on its group. ValueError: an option that the target's modality cannot serve, or an
+    They are decoded in batches of one target modality and of about equal length; left to right, a request that waits
+    begins as soon as another one ends (`anyxform.continuous`). What a request draws depends on its number and
+    `options.seed`, never on its batch. ValueError: an option that the target's modality cannot serve, or an
     attribute that the model has not been trained with.
     """
     options = options or Sampling()
@@ -74,13 +77,19 @@ def generate(
     try:
         for name, numbers in groups.items():
             numbers.sort(key=lambda number: sum(len(source.positions) for source in requests[number].sources))
-            for start in range(0, len(numbers), batch_size):
-                chunk = numbers[start : start + batch_size]
+            together = len(numbers) if continuous(modalities[name], options) else batch_size
+            for start in range(0, len(numbers), together):
+                chunk = numbers[start : start + together]
                 group = _Group(model, modalities[name], [requests[n] for n in chunk], chunk, options)
-                answers |= dict(zip(chunk, group.decode()))
+                answers |= dict(zip(chunk, group.decode(batch_size)))
     finally:
         model.train(training)
     return [answers[number] for number in range(len(requests))]
+
+
+def continuous(modality: Modality, options: Sampling) -> bool:
+    """Whether requests begin and end one by one: left to right, and without beams."""
+    return (options.decoding or modality.decoding) == "autoregressive" and options.num_beams == 1
 
 
 class _Group:
@@ -101,9 +110,18 @@ class _Group:
         self.guidance = options.guidance_for(self.decoding)
         if not any(request.sources for request in requests):
             self.guidance = 1.0  # there is nothing to be guided by
-        seeds = [options.seed + n if it.seed is None else it.seed for it, n in zip(requests, numbers)]
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.seeds = [options.seed + n if it.seed is None else it.seed for it, n in zip(requests, numbers)]
         self._check()
+
+    @cached_property
+    def generators(self) -> list[torch.Generator]:
+        """One for each request, made where something is drawn."""
+        return [torch.Generator().manual_seed(seed) for seed in self.seeds]
+
+    @cached_property
+    def keeps(self) -> bool:
+        """Whether any request keeps a part."""
+        return any(request.keep is not None for request in self.requests)
 
     def _check(self) -> None:
         name, options = self.modality.name, self.options
@@ -136,10 +154,10 @@ class _Group:
             raise ValueError(f"known of {name} has codes outside of [0, {self.modality.vocab_size})")
 
     @torch.no_grad()
-    def decode(self) -> list[Generated]:
+    def decode(self, batch_size: int) -> list[Generated]:
         if self.decoding == "masked":
             return self._masked()
-        return self._beams() if self.options.num_beams > 1 else self._left_to_right()
+        return self._beams() if self.options.num_beams > 1 else self._left_to_right(batch_size)
 
     # What both ways share
 
@@ -178,29 +196,63 @@ class _Group:
 
     # Left to right
 
-    def _left_to_right(self) -> list[Generated]:
-        end, longest, count = self.modality.vocab_size, self._longest(), len(self.requests)
-        cache, offsets = self._prefill(longest), self._offsets(longest)
-        states, device = cache.marker, cache.marker.device
-        kept, least, lengths = (it.to(device) for it in self._kept(longest))
-        codes = torch.zeros(count, 0, self.modality.num_codebooks, dtype=torch.long, device=device)
-        total = torch.zeros(count, device=device)
-        for place in range(longest):
-            never_ends = (place < least) | self._never_ends(place)
-            logits = self._logits(states) + self._barred(place).to(device)
-            chosen, log_p = self._next(logits, codes, never_ends)
-            given = kept[:, place, :1] != end
-            chosen = torch.where(given, kept[:, place], chosen)
-            running = place < lengths
-            total += log_p * (running & ~given[:, 0])
-            lengths = torch.where(running & (chosen == end).any(dim=-1), place, lengths)
-            codes = torch.cat([codes, chosen.clamp_max(end - 1)[:, None]], dim=1)  # a row that has ended goes on unread
-            if place + 1 >= int(lengths.max()):
-                break
-            x = self._both(self.head.embed(codes[:, -1:]))
-            sees = torch.ones(len(x), 1, place + 1, dtype=torch.bool, device=device)
-            states = advance(self.model, cache, x, offsets[place : place + 1], place, sees)[:, 0]
-        return [Generated(row[:n].cpu(), float(p)) for row, n, p in zip(codes, lengths.tolist(), total)]
+    def _left_to_right(self, batch_size: int) -> list[Generated]:
+        """A few at a time, each at a place of its own: one that waits begins where another has ended."""
+        longest, count = self._longest(), len(self.requests)
+        offsets, width = self._offsets(longest), 2 if self.guided else 1
+        kept, least, most = self._kept(longest)
+        lengths = [max(map(len, self._prefixes(number))) for number in range(count)]
+        size = min(batch_size, count)
+        found = decode(
+            RowCache(self.model, size * width, max(lengths) + longest),
+            Steps(
+                begin=partial(self._begin, {}),
+                choose=partial(self._choose, kept.to(offsets.device), least.tolist()),
+                embed=lambda codes: self.head.embed(codes).repeat_interleave(width, 0),
+                most=most.tolist(),
+                width=width,
+            ),
+            sorted(range(count), key=lambda number: -lengths[number]),  # as much room as the first one needs
+            offsets,
+            num_codebooks=self.modality.num_codebooks,
+            batch_size=size,
+        )
+        return [Generated(*found[number]) for number in range(count)]
+
+    def _prefixes(self, number: int) -> list[Example]:
+        """Of one request; with guidance the one without sources behind it."""
+        request = self.requests[number]
+        given = [request.sources, ()] if self.guided else [request.sources]
+        return [_prefix(request, self.modality, sources) for sources in given]
+
+    def _begin(
+        self, computed: dict[tuple[int, Field], tuple[KVCache, int]], numbers: Sequence[int]
+    ) -> list[tuple[KVCache, int]]:
+        """The prefixes of requests; those of the same sources, such as several samples', are computed once."""
+        wanted = [(self.requests[n].target, prefix) for n in numbers for prefix in self._prefixes(n)]
+        keys = [(id(prefix.sources), target) for target, prefix in wanted]
+        new = {key: prefix for key, (_, prefix) in zip(keys, wanted) if key not in computed}
+        for key in computed.keys() - set(keys):
+            del computed[key]
+        if new:
+            cache = prefill(self.model, list(new.values()), 0)
+            computed.update((key, (cache, row)) for row, key in enumerate(new))
+        return [computed[key] for key in keys]
+
+    def _choose(
+        self, kept: Tensor, least: Sequence[int], states: Tensor, rows: Sequence[Row], codes: Tensor
+    ) -> tuple[Tensor, Tensor, list[bool]]:
+        """See `Steps.choose`. `kept` ``[B, T, K]`` and `least` ``[B]`` as `_kept` says."""
+        end = self.modality.vocab_size
+        if self.guided:  # from pairs of rows to those with sources, then those without
+            states = states.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
+        logits = self._logits(states) + self._barred({row.number: row.place for row in rows}).to(states.device)
+        chosen, logprob = self._next(logits, codes, rows, least)
+        if self.keeps:
+            own = kept[[row.number for row in rows], [row.place for row in rows]]
+            given = own[:, :1] != end
+            chosen, logprob = torch.where(given, own, chosen), logprob.masked_fill(given[:, 0], 0)
+        return chosen.clamp_max(end - 1), logprob, (chosen == end).any(dim=-1).tolist()
 
     def _kept(self, longest: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of each target the codes that are kept ``[B, longest, K]``, V where none is; its least and most tokens."""
@@ -208,20 +260,32 @@ class _Group:
         most = torch.tensor([n if request.closed else longest for request, n in zip(self.requests, known)])
         return self._start(most, longest), torch.tensor(known), most
 
-    def _barred(self, place: int) -> Tensor:
-        """Minus infinity ``[B, 1, V + 1]`` where a request's `first` forbids a code at this place; else 0."""
-        if all(request.first is None for request in self.requests):
+    def _barred(self, places: Mapping[int, int]) -> Tensor:
+        """Minus infinity ``[R, 1, V + 1]`` where the `first` of R requests forbids a code at its place; else 0."""
+        requests = [(self.requests[number], place) for number, place in places.items()]
+        if all(request.first is None for request, _ in requests):
             return torch.zeros(())
-        barred = torch.zeros(len(self.requests), 1, self.modality.vocab_size + 1)
-        for row, request in enumerate(self.requests):
+        barred = torch.zeros(len(requests), 1, self.modality.vocab_size + 1)
+        for row, (request, place) in enumerate(requests):
             if request.first is not None and request.keep is not None and place == int(request.keep.int().argmin()):
                 barred[row, 0, :-1].masked_fill_(~request.first, -math.inf)
         return barred
 
-    def _next(self, logits: Tensor, codes: Tensor, never_ends: Tensor) -> tuple[Tensor, Tensor]:
-        """The next token's codes ``[B, K]`` and their log-probabilities ``[B]``."""
-        logits = permitted(logits, codes, self.options.no_repeat, never_ends)
-        uniform = torch.stack([torch.rand(logits.shape[1], generator=it) for it in self.generators])
+    def _next(self, logits: Tensor, codes: Tensor, rows: Sequence[Row], least: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The next codes ``[R, K]`` of R requests, and their log-probabilities ``[R]``."""
+        ends = [row.place < least[row.number] or self._never_ends(row.place) for row in rows]
+        never_ends = torch.tensor(ends, device=logits.device)
+        if self.options.no_repeat:
+            each = zip(logits.split(1), codes, rows, never_ends)
+            logits = torch.cat(
+                [permitted(own, it[None, : row.place], self.options.no_repeat, ends) for own, it, row, ends in each]
+            )
+        elif any(ends):
+            logits = permitted(logits, codes, 0, never_ends)
+        uniform = torch.zeros(())
+        if self.temperature:
+            drawing = [self.generators[row.number] for row in rows]
+            uniform = torch.stack([torch.rand(logits.shape[1], generator=it) for it in drawing])
         chosen = draw(logits, self.temperature, self.options, uniform)
         return chosen, log_probability(logits, chosen).sum(dim=-1)
 

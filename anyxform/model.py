@@ -38,6 +38,7 @@ class Target(nn.Module):
         self.embedding = nn.Parameter(torch.empty(shape))
         self.head = self.embedding if tie else nn.Parameter(torch.empty(shape))
         self.length = None if modality.fixed_length else nn.Linear(dim, modality.max_length + 1)
+        self.int8_heads: Any = None  # see `anyxform.quantize`
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids ``[..., K]`` to ``[..., D]``."""
@@ -45,6 +46,8 @@ class Target(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """States ``[..., D]`` to fp32 logits ``[..., K, V + 1]``."""
+        if self.int8_heads is not None:
+            return torch.stack([head(states).float() for head in self.int8_heads], dim=-2)
         return torch.stack([(states @ head.to(states.dtype).T).float() for head in self.head], dim=-2)
 
 
@@ -99,6 +102,7 @@ class Transformer(nn.Module):
             Block(dim, num_heads, num_kv_heads, head_dim, hidden_dim, norm_eps, dropout, qk_norm) for _ in range(depth)
         )
         self.norm = RMSNorm(dim, norm_eps)
+        self.decode_step: Any = None  # a compiled one: see `anyxform.compiled`
         self.init_weights()
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from anyxform import checkpoint
 from anyxform.candidates import Answered, Candidate, Rank, draw
 from anyxform.candidates import rank as rank_by
+from anyxform.compiled import CompiledStep
 from anyxform.data import source
 from anyxform.edit import Round, edit
 from anyxform.field import Direction, Field, did_you_mean
@@ -21,6 +22,7 @@ from anyxform.generate import Request
 from anyxform.long import Job, Made, Segment, cut, perform
 from anyxform.modality import Modality
 from anyxform.model import Transformer
+from anyxform.quantize import Dtype, prepare
 from anyxform.refine import generate_refined
 from anyxform.routes import best_route, read_table
 from anyxform.sampling import Sampling, sampling_of
@@ -281,15 +283,22 @@ class Pipeline:
         return self.respond([self.request(*pair) for pair in zip(directions, sources, strict=True)], **options)
 
 
-def load(path: str | Path = STARTER, *, device: str | None = None) -> Pipeline:
-    """A checkpoint as a `Pipeline`, on CUDA where there is one.
+def load(
+    path: str | Path = STARTER, *, device: str | None = None, dtype: Dtype = "fp32", compile: bool = False
+) -> Pipeline:
+    """A checkpoint as a `Pipeline`, on CUDA where there is one, its weights as `dtype` says: see `anyxform.quantize`.
+
+    `compile`: the step that decodes a token, at its first use: see `anyxform.compiled`.
 
     `path`: the folder of a checkpoint or of a run, which stands for its newest one; or the name of one that is shipped
-    with the package, such as ``starter``. A folder of that name comes first. ValueError: nothing there, or not whole.
+    with the package, such as ``starter``. A folder of that name comes first. ValueError: nothing there, or not whole,
+    or a dtype that is not possible.
     """
     place, folder = pick_device(device), located(path)
     model, modalities, config = checkpoint.load(folder)
-    return Pipeline(model.to(place), modalities, checkpoint.find(folder), config)
+    model = prepare(model.to(place), dtype)
+    model.decode_step = CompiledStep(model) if compile else None
+    return Pipeline(model, modalities, checkpoint.find(folder), config)
 
 
 def located(path: str | Path) -> Path:

@@ -143,6 +143,11 @@ def permitted(logits: Tensor, codes: Tensor, no_repeat: int, never_ends: bool | 
 
     `never_ends`, of all or of each of B: the end may not follow.
     """
+    if not no_repeat:
+        ends = torch.as_tensor(never_ends, device=logits.device).reshape(-1, 1)
+        logits = logits.clone()
+        logits[..., -1].masked_fill_(ends, -math.inf)
+        return logits
     forbidden = repeats(codes.transpose(1, 2), no_repeat, logits.shape[-1] - 1)
     end = torch.as_tensor(never_ends, device=logits.device).reshape(-1, 1, 1).expand(*forbidden.shape[:-1], 1)
     return logits.masked_fill(torch.cat([forbidden, end], dim=-1), -math.inf)

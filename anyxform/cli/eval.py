@@ -25,7 +25,7 @@ CHOICE = ("split", "datasets", "directions", "hold_out", "limit", "via")
 """What says on what a model is judged."""
 OWN = (*CHOICE, "sampling", "baselines", "candidates", "rank")
 """What a part of a suite may have of its own."""
-SETTINGS = ("checkpoint", "part", *CHOICE, "sampling", "seed", "candidates", "rank")
+SETTINGS = ("checkpoint", "dtype", "part", *CHOICE, "sampling", "seed", "candidates", "rank")
 Say = Callable[[str], None]
 Config = dict[str, Any]
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     config["checkpoint"] = named or config["checkpoint"]
     parts = _parts(config)
     say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
-    pipeline = load(config["checkpoint"], device=config["device"])
+    pipeline = load(config["checkpoint"], device=config["device"], dtype=config["dtype"])
     chosen = {name: select(pipeline, part) for name, part in parts.items()}
     for reason, count in sum((it.refused for it in chosen.values()), Counter[str]()).most_common(3):
         say(f"left out {count} times: {reason}")

@@ -48,6 +48,12 @@ def parser() -> Parser:
         help="what the inputs are, if their endings do not say; of shards: the source field, or several: image+text:en",
     )
     it.add_argument("--device", help="cpu, cuda, …")
+    it.add_argument(
+        "--dtype",
+        choices=["fp32", "bf16", "int8"],
+        default="fp32",
+        help="of the weights; int8 on CPUs (default: fp32)",
+    )
     it.add_argument("--batch-size", type=int, default=64)
     it.add_argument("--seed", type=int, default=0, help="of the first input; each further one has the next")
     it.add_argument(
@@ -117,7 +123,7 @@ def main(arguments: list[str]) -> int:
     from anyxform.cli.writer import Writer
     from anyxform.pipeline import load
 
-    pipeline = load(options.checkpoint, device=options.device)
+    pipeline = load(options.checkpoint, device=options.device, dtype=options.dtype)
     target = pipeline.field(options.to)
     if options.origin is not None and options.origin not in pipeline.modalities:
         raise ValueError(f"--from {options.origin}: the model reads {', '.join(pipeline.modalities)}")

@@ -1,0 +1,73 @@
+"""A decode step of fixed shapes, compiled: for long-running use, as compiling takes longer than most commands run.
+
+Letters: B rows, R rows of a compiled size, S slots, G key/value heads, C head size, D width.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyxform.attention import sdpa
+from anyxform.layers import Attend, rope
+from anyxform.model import Transformer
+
+SLOTS = 256
+"""A cache has a multiple of so many, so that few sizes are compiled."""
+
+
+class CompiledStep:
+    """One token of each row through the whole stack, compiled once for each power of two of rows and each cache size.
+
+    Rows beyond those in use are computed and not read. Every slot of the cache is looked at, under a mask.
+    """
+
+    def __init__(self, model: Transformer, backend: str = "inductor") -> None:
+        import torch._dynamo
+
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one for each size
+        self.model = model
+        self.step: Any = torch.compile(_step, dynamic=False, fullgraph=True, backend=backend)
+
+    @staticmethod
+    def slots(wanted: int) -> int:
+        """Slots that a cache with room for so many has."""
+        return -(-wanted // SLOTS) * SLOTS
+
+    def __call__(
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], x: Tensor, positions: Tensor, slots: Sequence[int]
+    ) -> Tensor:
+        """States ``[B, D]`` of tokens ``[B, D]`` at positions ``[B, 3]``.
+
+        Their keys and values are written into those of each block ``[rows, S, G, C]``, row b's at `slots[b]`.
+        """
+        count = len(x)
+        size = min(1 << (count - 1).bit_length(), len(keys[0]))
+        more = size - count
+        own = torch.tensor([*slots, *[0] * more], device=x.device)
+        x, positions = (F.pad(part, (0, 0, 0, more)) for part in (x, positions))
+        used, read = ([part[:size] for part in parts] for parts in (keys, values))
+        return self.step(self.model, used, read, x, positions, own)[:count]
+
+
+def _step(
+    model: Transformer, keys: Sequence[Tensor], values: Sequence[Tensor], x: Tensor, positions: Tensor, slots: Tensor
+) -> Tensor:
+    unseen = torch.arange(keys[0].shape[1], device=x.device) > slots[:, None]
+    mask = torch.zeros_like(unseen, dtype=x.dtype).masked_fill(unseen, -math.inf)[:, None, None]
+    attends = [_attention(*parts, slots, mask) for parts in zip(keys, values)]
+    return model.run_blocks(x[:, None], rope(positions[:, None], model.head_dim, model.rope_theta), attends)[-1][:, 0]
+
+
+def _attention(keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor) -> Attend:
+    rows = torch.arange(len(slots), device=slots.device)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys[rows, slots], values[rows, slots] = k[:, 0].to(keys.dtype), v[:, 0].to(values.dtype)
+        seen, read = (part.to(q.dtype).transpose(1, 2) for part in (keys, values))
+        return sdpa(q.transpose(1, 2), seen, read, mask).transpose(1, 2)
+
+    return attend
