@@ -4,8 +4,8 @@ Letters: B requests of a group, P tokens of a prefix, T target tokens, K codeboo
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,17 @@ from torch import Tensor
 
 from anyxform.beams import search
 from anyxform.cache import KVCache, advance, prefill
+from anyxform.effort import Refiner, decode
 from anyxform.field import Field
 from anyxform.modality import Decoding, Modality
 from anyxform.model import Transformer
 from anyxform.sampling import Sampling, draw, log_probability, permitted, uniforms
 from anyxform.sequence import Example, Source, Target, marker, to_axes
+from anyxform.speculative import draft_blocks, speculate
+from anyxform.stream import Stream, Task
+
+_Read = Callable[[Tensor, Tensor], Tensor]
+"""Codes ``[B, T, K]`` and which tokens ``[B, T]`` are hidden to logits ``[B, T, K, V + 1]``."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,21 @@ class Request:
 
 @dataclass(frozen=True)
 class Generated:
-    """Codes ``[T, K]``, and the sum of their log-probabilities when they were chosen."""
+    """Codes ``[T, K]``, and the sum of their log-probabilities when they were chosen.
+
+    `layers`: blocks ``[T]`` behind which each token was read, of a masked one the mean over its steps; None: all.
+    `drafted` and `accepted`: tokens that the first blocks guessed, and how many of them stayed.
+    """
 
     codes: Tensor
     logprob: float
+    layers: Tensor | None = None
+    drafted: int = 0
+    accepted: int = 0
+
+    def at(self, places: Sequence[int]) -> "Generated":
+        """The tokens of these places alone; the rest is that of the whole."""
+        return replace(self, codes=self.codes[places], layers=None if self.layers is None else self.layers[places])
 
 
 def generate(
@@ -61,10 +78,11 @@ def generate(
     """Answer requests, in their order.
 
     They are decoded in groups of one target modality and of about equal length. What a request draws depends on its
-    number and `options.seed`, never on its group. ValueError: an option that the target's modality cannot serve, or an
-    attribute that the model has not been trained with.
+    number and `options.seed`, never on its group; with `draft` or `effort` each is a group by itself. ValueError: an
+    option that the target's modality cannot serve, or an attribute that the model has not been trained with.
     """
     options = options or Sampling()
+    batch_size = 1 if options.alone else batch_size
     groups: dict[str, list[int]] = {}
     for number, request in enumerate(requests):
         groups.setdefault(request.target.modality, []).append(number)
@@ -113,6 +131,13 @@ class _Group:
             raise ValueError(f"num_beams={options.num_beams} is not possible: {name} is not decoded one code at a time")
         if options.num_beams > 1 and any(request.known is not None for request in self.requests):
             raise ValueError(f"num_beams={options.num_beams} is not possible where a part of {name} is kept")
+        if options.draft and self.decoding == "masked":
+            raise ValueError(f"draft={options.draft} is not possible: {name} is not decoded from left to right")
+        if options.draft and not self._draft_layers() < len(self.model.blocks):
+            raise ValueError(
+                f"draft_layers={self._draft_layers()} is not possible: the model has {len(self.model.blocks)} layers, "
+                "and fewer have to draft"
+            )
         for request in self.requests:
             if request.known is not None or request.keep is not None:
                 self._check_known(request.known, request.keep)
@@ -139,6 +164,8 @@ class _Group:
     def decode(self) -> list[Generated]:
         if self.decoding == "masked":
             return self._masked()
+        if self.options.alone:
+            return [self._alone()]
         return self._beams() if self.options.num_beams > 1 else self._left_to_right()
 
     # What both ways share
@@ -149,10 +176,13 @@ class _Group:
 
     def _prefill(self, room: int) -> KVCache:
         """The prefixes; with guidance those without sources as well, behind the others."""
+        return prefill(self.model, self._prefixes(), room)
+
+    def _prefixes(self) -> list[Example]:
         examples = [_prefix(request, self.modality, request.sources) for request in self.requests]
         if self.guided:
             examples += [_prefix(request, self.modality, ()) for request in self.requests]
-        return prefill(self.model, examples, room)
+        return examples
 
     def _logits(self, states: Tensor) -> Tensor:
         """Fp32 logits ``[B, …, K, V + 1]`` of states; with guidance from those of twice as many rows."""
@@ -164,6 +194,9 @@ class _Group:
 
     def _both(self, x: Tensor) -> Tensor:
         return torch.cat([x, x]) if self.guided else x
+
+    def _embed(self, codes: Tensor) -> Tensor:
+        return self._both(self.head.embed(codes))
 
     def _offsets(self, length: int) -> Tensor:
         """Positions ``[length, 3]`` of target tokens, counted from the first."""
@@ -197,7 +230,7 @@ class _Group:
             codes = torch.cat([codes, chosen.clamp_max(end - 1)[:, None]], dim=1)  # a row that has ended goes on unread
             if place + 1 >= int(lengths.max()):
                 break
-            x = self._both(self.head.embed(codes[:, -1:]))
+            x = self._embed(codes[:, -1:])
             sees = torch.ones(len(x), 1, place + 1, dtype=torch.bool, device=device)
             states = advance(self.model, cache, x, offsets[place : place + 1], place, sees)[:, 0]
         return [Generated(row[:n].cpu(), float(p)) for row, n, p in zip(codes, lengths.tolist(), total)]
@@ -225,6 +258,40 @@ class _Group:
         chosen = draw(logits, self.temperature, self.options, uniform)
         return chosen, log_probability(logits, chosen).sum(dim=-1)
 
+    def _alone(self) -> Generated:
+        """The only request's answer, by drafts or by early exits."""
+        longest = self._longest()
+        given, least, length = (it[0] for it in self._kept(longest))
+
+        def permit(logits: Tensor, codes: Tensor) -> Tensor:
+            place = len(codes)
+            never_ends = place < int(least) or self._never_ends(place)
+            logits = logits + self._barred(place).to(logits.device)
+            return permitted(logits.view(1, *logits.shape[-2:]), codes[None], self.options.no_repeat, never_ends)[0]
+
+        offsets = self._offsets(longest)
+        stream = Stream(self.model, self._prefixes(), causal=True)
+        stream.grow(offsets)
+        task = Task(
+            embed=lambda codes: self._embed(codes[None]),
+            logits=lambda states: self._logits(states)[0],
+            permit=permit,
+            given=given.to(offsets.device),
+            length=int(length),
+            end=self.modality.vocab_size,
+            temperature=self.temperature,
+            options=self.options,
+            generator=self.generators[0],
+        )
+        if self.options.draft:
+            found = speculate(stream, task, draft=self.options.draft, blocks=self._draft_layers())
+            return Generated(found.codes.cpu(), found.logprob, drafted=found.drafted, accepted=found.accepted)
+        spent = decode(stream, task, self.options.effort)
+        return Generated(spent.codes.cpu(), spent.logprob, spent.blocks)
+
+    def _draft_layers(self) -> int:
+        return self.options.draft_layers or draft_blocks(len(self.model.blocks))
+
     def _beams(self) -> list[Generated]:
         longest = self._longest()
         cache, offsets = self._prefill(longest), self._offsets(longest)
@@ -247,19 +314,15 @@ class _Group:
     def _masked(self) -> list[Generated]:
         """Predict all, keep the most certain, hide the rest again, fewer each step (MaskGIT, arXiv 2202.04200)."""
         hidden_id, steps = self.modality.vocab_size, self.options.steps
-        cache = self._prefill(0)
-        lengths = self._lengths(cache.marker[: len(self.requests)])
+        lengths, read = self._by_exits() if self.options.alone else self._by_cache()
         longest = int(lengths.max())
-        cache, offsets = cache.grown(longest), self._offsets(longest)
         codes = self._start(lengths, longest)
         valid = torch.arange(longest, device=codes.device) < lengths[:, None]
-        sees = self._both(valid)[:, None, :].expand(-1, longest, -1)
         hidden = valid & (codes == hidden_id).any(dim=-1)
         hidden_first = hidden.sum(dim=1)
         total = torch.zeros(codes.shape[:2], device=codes.device)
         for step in range(1, steps + 1):
-            x = self._both(self.head.embed(codes))
-            logits = self._logits(advance(self.model, cache, x, offsets, 0, sees))[..., :hidden_id]
+            logits = read(codes, hidden)[..., :hidden_id]
             uniform = uniforms(self.generators, lengths.tolist(), longest, codes.shape[2])
             chosen = draw(logits, self.temperature, self.options, uniform)
             certainty = log_probability(logits, chosen)
@@ -271,7 +334,37 @@ class _Group:
                 break
             hidden = self._least_certain(certainty.mean(dim=-1), hidden, lengths, remain, 1 - step / steps)
             codes = codes.masked_fill(hidden[..., None], hidden_id)
-        return [Generated(row[:n].cpu(), float(p)) for row, n, p in zip(codes, lengths.tolist(), total.sum(dim=1))]
+        layers = read.layers if isinstance(read, Refiner) else None
+        return [
+            Generated(row[:n].cpu(), float(p), layers) for row, n, p in zip(codes, lengths.tolist(), total.sum(dim=1))
+        ]
+
+    def _by_cache(self) -> tuple[Tensor, _Read]:
+        """The lengths ``[B]`` of masked targets, and how they are read: all tokens, from all blocks."""
+        cache = self._prefill(0)
+        lengths = self._lengths(cache.marker[: len(self.requests)])
+        longest = int(lengths.max())
+        cache, offsets = cache.grown(longest), self._offsets(longest)
+        valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        sees = self._both(valid)[:, None, :].expand(-1, longest, -1)
+
+        def read(codes: Tensor, hidden: Tensor) -> Tensor:
+            return self._logits(advance(self.model, cache, self._embed(codes), offsets, 0, sees))
+
+        return lengths, read
+
+    def _by_exits(self) -> tuple[Tensor, _Read]:
+        """The same of the only request: its hidden tokens, each from as many blocks as it needs."""
+        stream = Stream(self.model, self._prefixes(), causal=False)
+        known = self.modality.fixed_length or self.options.length is not None or self.requests[0].known is not None
+        needed = range(0 if known else len(self.model.blocks))  # lengths are learnt behind the last block alone
+        lengths = self._lengths(stream.marker(needed)[:1, 0])
+        stream.grow(self._offsets(int(lengths)))
+
+        def logits(states: Tensor) -> Tensor:
+            return self._logits(states)[..., : self.modality.vocab_size]
+
+        return lengths, Refiner(stream, self._embed, logits, self.options.effort)
 
     def _lengths(self, markers: Tensor) -> Tensor:
         """The number of tokens of each target ``[B]``: known, fixed, asked for, or read from the marker's state."""

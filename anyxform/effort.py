@@ -1,0 +1,112 @@
+"""Adaptive depth: a token leaves the stack at the first exit at which its prediction is confident (arXiv 2207.07061).
+
+Confidence is the probability of the likeliest code, and what it has to reach is the effort: 1 is never reached, so that
+all blocks are used; at 0 everything leaves at the first exit. Letters: T tokens, K codebooks, V codes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anyxform.sampling import log_probability
+from anyxform.stream import Stream, Task
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Codes ``[T, K]``, their log-probability with that of the end, and the blocks ``[T]`` that each token took."""
+
+    codes: Tensor
+    logprob: float
+    blocks: Tensor
+
+
+def exits_of(depth: int) -> list[int]:
+    """After how many of a model's blocks tokens may leave: a third, two thirds, all."""
+    return sorted({*(round(depth * third / 3) for third in (1, 2)), depth} - {0})
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Of tokens ``[…]``, from logits ``[…, K, V]``: the mean over codebooks."""
+    return logits.softmax(dim=-1).amax(dim=-1).mean(dim=-1)
+
+
+def decode(stream: Stream, task: Task, effort: float) -> Spent:
+    """Decode left to right; the prefix goes as deep as the deepest token."""
+    codes, total, used = task.given[:0], 0.0, list[int]()
+    while True:
+        logits, blocks = _read(stream, task, codes, effort)
+        used.append(blocks)
+        chosen = task.given[len(codes)] if logits is None else task.choose(logits)
+        total += 0.0 if logits is None else float(log_probability(logits, chosen).sum())
+        if task.ends(chosen):
+            break
+        codes = torch.cat([codes, chosen[None]])
+        if len(codes) == task.length:
+            break
+        stream.put(task.embed(codes[-1:]), len(codes) - 1)
+    return Spent(codes, total, torch.tensor(used[: len(codes)], dtype=torch.float32))
+
+
+def _read(stream: Stream, task: Task, codes: Tensor, effort: float) -> tuple[Tensor | None, int]:
+    """Permitted logits ``[K, V + 1]`` of the token behind `codes`, and from how many blocks; None, 0: it is given."""
+    if task.fixed(len(codes)):
+        return None, 0
+    exits, done = exits_of(len(stream.model.blocks)), 0
+    for blocks in exits:
+        ran, place = range(done, blocks), len(codes) - 1
+        states = stream.run(ran, slice(place, place + 1)) if place >= 0 else stream.marker(ran)
+        logits = task.permit(task.logits(states)[0], codes)
+        if blocks == exits[-1] or float(confidence(logits)) >= effort:
+            break
+        done = blocks
+    return logits, blocks
+
+
+class Refiner:
+    """How the masked target of one request is read, step by step: its hidden tokens, each from the blocks it needs.
+
+    Args:
+        stream: with room for the target.
+        embed: codes ``[1, T, K]`` to embeddings ``[R, T, D]``.
+        read: states ``[R, n, D]`` to logits ``[1, n, K, V]``.
+        effort: the confidence at which a token leaves.
+    """
+
+    def __init__(
+        self, stream: Stream, embed: Callable[[Tensor], Tensor], read: Callable[[Tensor], Tensor], effort: float
+    ) -> None:
+        self.stream, self.embed, self.read, self.effort = stream, embed, read, effort
+        self.used, self.times = torch.zeros(()), torch.zeros(())
+
+    @property
+    def layers(self) -> Tensor:
+        """The blocks ``[T]`` that each token took, in the mean over the steps in which it was hidden; 0: in none."""
+        return (self.used / self.times.clamp(min=1)).cpu()
+
+    def __call__(self, codes: Tensor, hidden: Tensor) -> Tensor:
+        """Logits ``[1, T, K, V]`` of the `hidden` tokens ``[1, T]`` (bool) of codes ``[1, T, K]``.
+
+        Of tokens that are settled nothing is asked: they leave at the first exit, and their logits are 0.
+        """
+        self.stream.put(self.embed(codes))
+        exits, done = exits_of(len(self.stream.model.blocks)), 0
+        going, used = torch.arange(codes.shape[1], device=codes.device), torch.zeros(codes.shape[1])
+        logits = torch.zeros(0)
+        for blocks in exits:
+            states = self.stream.run(range(done, blocks), going)
+            if done == 0:
+                states, going = states[:, hidden[0]], going[hidden[0]]
+            found = self.read(states)[0]
+            if done == 0:
+                logits = found.new_zeros(codes.shape[1], *found.shape[1:])
+            logits[going] = found
+            used[going.cpu()] = float(blocks)
+            going = going[confidence(found) < self.effort]
+            if not len(going):
+                break
+            done = blocks
+        self.used, self.times = self.used + used, self.times + hidden[0].cpu()
+        return logits[None]
