@@ -39,8 +39,12 @@ def decode(stream: Stream, task: Task, effort: float) -> Spent:
     while True:
         logits, blocks = _read(stream, task, codes, effort)
         used.append(blocks)
-        chosen = task.given[len(codes)] if logits is None else task.choose(logits)
-        total += 0.0 if logits is None else float(log_probability(logits, chosen).sum())
+        if logits is None:
+            task.uniform()  # which plain decoding draws as well: what it draws behind this stays the same
+            chosen = task.given[len(codes)]
+        else:
+            chosen = task.choose(logits)
+            total += float(log_probability(logits, chosen).sum())
         if task.ends(chosen):
             break
         codes = torch.cat([codes, chosen[None]])
@@ -55,10 +59,11 @@ def _read(stream: Stream, task: Task, codes: Tensor, effort: float) -> tuple[Ten
     if task.fixed(len(codes)):
         return None, 0
     exits, done = exits_of(len(stream.model.blocks)), 0
+    first = stream.blocks.index(0) if 0 in stream.blocks else len(codes) - 1  # those that are given come along
     for blocks in exits:
-        ran, place = range(done, blocks), len(codes) - 1
-        states = stream.run(ran, slice(place, place + 1)) if place >= 0 else stream.marker(ran)
-        logits = task.permit(task.logits(states)[0], codes)
+        ran = range(done, blocks)
+        states = stream.run(ran, slice(first, len(codes))) if len(codes) else stream.marker(ran)
+        logits = task.permit(task.logits(states[:, -1:])[0], codes)
         if blocks == exits[-1] or float(confidence(logits)) >= effort:
             break
         done = blocks
@@ -67,6 +72,8 @@ def _read(stream: Stream, task: Task, codes: Tensor, effort: float) -> tuple[Ten
 
 class Refiner:
     """How the masked target of one request is read, step by step: its hidden tokens, each from the blocks it needs.
+
+    A token that is settled is shown to the others as deep as it was read itself, one that is given behind all blocks.
 
     Args:
         stream: with room for the target.
@@ -79,6 +86,8 @@ class Refiner:
         self, stream: Stream, embed: Callable[[Tensor], Tensor], read: Callable[[Tensor], Tensor], effort: float
     ) -> None:
         self.stream, self.embed, self.read, self.effort = stream, embed, read, effort
+        self.exits = exits_of(len(stream.model.blocks))
+        self.takes = torch.zeros(0)  # [T], the blocks that each token goes through
         self.used, self.times = torch.zeros(()), torch.zeros(())
 
     @property
@@ -87,26 +96,22 @@ class Refiner:
         return (self.used / self.times.clamp(min=1)).cpu()
 
     def __call__(self, codes: Tensor, hidden: Tensor) -> Tensor:
-        """Logits ``[1, T, K, V]`` of the `hidden` tokens ``[1, T]`` (bool) of codes ``[1, T, K]``.
-
-        Of tokens that are settled nothing is asked: they leave at the first exit, and their logits are 0.
-        """
+        """Logits ``[1, T, K, V]`` of the `hidden` tokens ``[1, T]`` (bool) of codes ``[1, T, K]``; others have 0."""
         self.stream.put(self.embed(codes))
-        exits, done = exits_of(len(self.stream.model.blocks)), 0
-        going, used = torch.arange(codes.shape[1], device=codes.device), torch.zeros(codes.shape[1])
-        logits = torch.zeros(0)
-        for blocks in exits:
+        hidden, done, logits = hidden[0], 0, torch.zeros(0)
+        if not len(self.takes):
+            self.takes = torch.full(hidden.shape, self.exits[-1], device=hidden.device)
+        self.takes[hidden] = self.exits[-1]
+        for blocks in self.exits:
+            going = (self.takes > done).nonzero().flatten()
+            if done and not hidden[going].any():
+                break  # nobody would look at those that are left
             states = self.stream.run(range(done, blocks), going)
-            if done == 0:
-                states, going = states[:, hidden[0]], going[hidden[0]]
-            found = self.read(states)[0]
-            if done == 0:
-                logits = found.new_zeros(codes.shape[1], *found.shape[1:])
-            logits[going] = found
-            used[going.cpu()] = float(blocks)
-            going = going[confidence(found) < self.effort]
-            if not len(going):
-                break
+            asked = going[hidden[going]]
+            found = self.read(states[:, hidden[going]])[0]
+            logits = found.new_zeros(len(hidden), *found.shape[1:]) if done == 0 else logits
+            logits[asked] = found
+            self.takes[asked[confidence(found) >= self.effort]] = blocks
             done = blocks
-        self.used, self.times = self.used + used, self.times + hidden[0].cpu()
+        self.used, self.times = self.used + self.takes * hidden, self.times + hidden
         return logits[None]

@@ -39,10 +39,7 @@ def speculate(stream: Stream, task: Task, *, draft: int, blocks: int) -> Specula
             chosen, logprob = _decided(task, logits, codes, guess)
             total += logprob
             fits = guess is not None and torch.equal(chosen, guess.codes)
-            drafted, accepted = (
-                drafted + (guess is not None and guess.logits is not None),
-                accepted + (fits and guess is not None and guess.logits is not None),
-            )
+            accepted += guess is not None and guess.logits is not None and fits
             if task.ends(chosen):
                 return Speculated(codes, total, drafted, accepted)
             codes = torch.cat([codes, chosen[None]])
@@ -52,6 +49,7 @@ def speculate(stream: Stream, task: Task, *, draft: int, blocks: int) -> Specula
                 break
         first = len(codes) - 1
         guesses = _guess(stream, task, codes, draft, blocks)
+        drafted += sum(guess.logits is not None for guess in guesses)
         states = stream.run(range(blocks, depth), slice(first, len(stream.blocks)))
 
 

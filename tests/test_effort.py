@@ -54,6 +54,14 @@ def test_no_effort_is_a_model_of_the_first_layers(decoding):
     assert all(set(it.layers.tolist()) == {2.0} for it in found)
 
 
+@pytest.mark.parametrize("decoding", ["autoregressive", "masked"])
+def test_keeping_everything_gives_it_back(decoding):
+    known = torch.arange(6)[:, None]
+    request = replace(toy_request(["text"], "image"), known=known, keep=torch.ones(6, dtype=torch.bool))
+    (found,) = generate(decided_model(depth=3), toys(), [request], Sampling(decoding=decoding, effort=0.5))
+    assert torch.equal(found.codes, known) and found.logprob == 0 and not found.layers.any()
+
+
 def test_the_length_of_a_masked_answer_is_read_behind_all_layers():
     """Where nothing else was it learnt."""
     model, requests = decided_model(depth=6), [toy_request(["text"], "sound", seed) for seed in range(6)]
@@ -69,7 +77,7 @@ def test_less_effort_takes_fewer_layers_and_operations(decoding):
     layers, counts = [], []
     for effort in (0.0, 0.15, NEARLY_ALL):
         with operations() as counted:
-            found = generate(model, toys(), toy_requests(), Sampling(decoding=decoding, length=6, effort=effort))
+            found = generate(model, toys(), toy_requests()[:3], Sampling(decoding=decoding, length=6, effort=effort))
         layers.append(float(torch.stack([it.layers for it in found]).mean()))
         counts.append(counted.get_total_flops())
     assert 2 == layers[0] < layers[1] < layers[2] == 6
