@@ -24,8 +24,11 @@ class Spent:
 
 
 def exits_of(depth: int) -> list[int]:
-    """After how many of a model's blocks tokens may leave: a third, two thirds, all."""
-    return sorted({*(round(depth * third / 3) for third in (1, 2)), depth} - {0})
+    """After how many of a model's blocks tokens may leave: half of them, or all.
+
+    One exit alone, as every exit that a token does not take costs a reading of its head for nothing.
+    """
+    return sorted({-(-depth // 2), depth})
 
 
 def confidence(logits: Tensor) -> Tensor:
