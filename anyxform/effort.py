@@ -1,4 +1,4 @@
-"""Adaptive depth: a token leaves the stack at the first exit at which its prediction is confident (arXiv 2207.07061).
+"""Adaptive depth: a token leaves at the first exit where its prediction is confident (CALM, arXiv 2207.07061).
 
 Confidence is the probability of the likeliest code, and what it has to reach is the effort: 1 is never reached, so that
 all blocks are used; at 0 everything leaves at the first exit. Letters: T tokens, K codebooks, V codes.

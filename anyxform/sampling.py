@@ -42,7 +42,7 @@ class Sampling:
         draft: left to right, so many tokens are drafted ahead by the first blocks and verified by all: the same answer,
             see `anyxform.speculative`; 0: none.
         draft_layers: blocks that draft. None: a third of the model's.
-        effort: the confidence at which a token leaves the stack early, see `anyxform.effort`; 1: none does, 0: all do.
+        effort: the confidence at which a token leaves the stack half way, see `anyxform.effort`; 1: none does, 0: all.
         decoding: ``autoregressive`` or ``masked``. None: the target modality's own.
         length: tokens of the target. None: as the model decides.
     """
