@@ -5,6 +5,7 @@ for. Letters: R rows of the request (2 with guidance, else 1), P slots of the pr
 K codebooks, V codes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anyxform.attention import CachedAttention
-from anyxform.cache import lay_out
+from anyxform.cache import Laid, lay_out
 from anyxform.layers import rope
 from anyxform.model import Transformer
 from anyxform.sampling import Sampling, draw
@@ -34,7 +35,7 @@ class Stream:
     def __init__(self, model: Transformer, prefixes: Sequence[Example], *, causal: bool) -> None:
         self.model, self.laid, self.causal = model, lay_out(model, prefixes), causal
         rows, self.start = self.laid.prefix.shape
-        self.x, self.mask = self.laid.x, _mask(self.laid.prefix, 0, causal)
+        self.x, self.mask = self.laid.x, _mask(self.laid, 0, causal)
         self.angles = rope(self.laid.positions, model.head_dim, model.rope_theta)
         shape = (len(model.blocks), rows, self.start, model.config()["num_kv_heads"], model.head_dim)
         self.keys, self.values = self.x.new_empty(shape), self.x.new_empty(shape)
@@ -47,7 +48,7 @@ class Stream:
         model, more = self.model, len(offsets)
         angles = rope(self.laid.first[:, None, None] + offsets, model.head_dim, model.rope_theta)
         cos, sin = (torch.cat(pair, dim=1) for pair in zip(self.angles, angles))
-        self.angles, self.mask = (cos, sin), _mask(self.laid.prefix, more, self.causal)
+        self.angles, self.mask = (cos, sin), _mask(self.laid, more, self.causal)
         self.x = torch.cat([self.x, self.x.new_zeros(len(self.x), more, model.dim)], dim=1)
         room = self.keys.new_empty(*self.keys.shape[:2], more, *self.keys.shape[3:])
         self.keys, self.values = torch.cat([self.keys, room], dim=2), torch.cat([self.values, room], dim=2)
@@ -111,15 +112,18 @@ class Stream:
         return cos[:, slots], sin[:, slots]
 
 
-def _mask(prefix: Tensor, room: int, causal: bool) -> Tensor:
-    """Who looks at whom ``[R, 1, S, S]`` (bool), given which slots ``[R, P]`` hold a prefix and not padding."""
-    rows, start = prefix.shape
-    there = torch.cat([prefix, prefix.new_ones(rows, room)], dim=1)
-    mask = there[:, None, :].repeat(1, start + room, 1)
-    mask[:, :start, start:] = False
+def _mask(laid: Laid, room: int, causal: bool) -> Tensor:
+    """Who looks at whom ``[R, 1, S, S]``: 0 where a row's slot looks at a column's, else minus infinity, to be added.
+
+    Truths would do, but they are turned into this in every block.
+    """
+    rows, start = laid.prefix.shape
+    there = torch.cat([laid.prefix, laid.prefix.new_ones(rows, room)], dim=1)
+    sees = there[:, None, :].repeat(1, start + room, 1)
+    sees[:, :start, start:] = False
     if causal:
-        mask[:, start:, start:] = mask.new_ones(room, room).tril()
-    return mask[:, None]
+        sees[:, start:, start:] = sees.new_ones(room, room).tril()
+    return laid.x.new_zeros(sees.shape).masked_fill_(~sees, -math.inf)[:, None]
 
 
 @dataclass(frozen=True)
