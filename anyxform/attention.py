@@ -124,18 +124,19 @@ def _compiled_flex(device: str) -> Any:
 class CachedAttention:
     """New tokens ``[B, T, H, C]`` look at a cache ``[B, S, G, C]`` and at one another.
 
-    Writes the new keys and values to the `slots` of the cache and attends under `mask` ``[B, 1, T, S]``.
+    Writes the new keys and values to the `slots` of the cache, a slice or numbers ``[T]``, and attends to as many slots
+    as `mask` ``[B, 1, T, slots]`` has.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, slots: slice, mask: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, slots: slice | Tensor, mask: Tensor) -> None:
         self.keys, self.values, self.slots, self.mask = keys, values, slots, mask
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.keys[:, self.slots], self.values[:, self.slots] = k, v
-        end = self.slots.stop
+        end = self.mask.shape[-1]
         keys, values = self.keys[:, :end].to(q.dtype), self.values[:, :end].to(q.dtype)
         q, k, v = (x.transpose(1, 2) for x in (q, keys, values))
-        return sdpa(q, k, v, self.mask[..., :end]).transpose(1, 2)
+        return sdpa(q, k, v, self.mask).transpose(1, 2)
 
 
 class RowAttention:

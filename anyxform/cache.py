@@ -57,6 +57,43 @@ def prefill(model: Transformer, examples: Sequence[Example], room: int) -> KVCac
     Embeddings are computed packed, the blocks on one padded batch (sort by length): on every device and for every
     size this is the kernel that decoding uses, so that nothing is compiled.
     """
+    laid = lay_out(model, examples)
+    rows, longest = laid.prefix.shape
+    heads = model.config()["num_kv_heads"]
+    shape = (len(model.blocks), rows, longest + room, heads, model.head_dim)
+    cache = KVCache(
+        keys=laid.x.new_empty(shape),
+        values=laid.x.new_empty(shape),
+        prefix=laid.prefix,
+        first=laid.first,
+        marker=laid.markers(laid.x),  # not yet the state: see below
+    )
+    sees = laid.prefix[:, None, :].expand(-1, longest, -1)
+    states = _run(model, cache, laid.x, laid.positions, slice(0, longest), sees)
+    return replace(cache, marker=laid.markers(states))
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Embedded prefixes, one a row, left-aligned, before any block."""
+
+    x: Tensor  # [B, P, D]
+    positions: Tensor  # [B, P, 3]
+    prefix: Tensor  # [B, P] bool: what is no padding
+
+    @property
+    def first(self) -> Tensor:
+        """The position of each row's first target token ``[B]``."""
+        return self.markers(self.positions)[:, 0] + 1
+
+    def markers(self, x: Tensor) -> Tensor:
+        """Of what is there for each token ``[B, P, …]`` that of each prefix' last one ``[B, …]``."""
+        return x[torch.arange(len(x), device=x.device), self.prefix.sum(dim=1) - 1]
+
+
+@torch.no_grad()
+def lay_out(model: Transformer, examples: Sequence[Example]) -> Laid:
+    """The prefixes of `examples`, whose targets must be empty, as one padded batch."""
     weight = model.norm.weight
     examples = [replace(it, sources=tuple(cast(source, weight.dtype) for source in it.sources)) for it in examples]
     batch = pack(examples, model.condition_ids).to(weight.device)
@@ -66,21 +103,7 @@ def prefill(model: Transformer, examples: Sequence[Example], room: int) -> KVCac
     x = weight.new_zeros(rows, longest, model.dim)
     positions = batch.positions.new_zeros(rows, longest, AXES)
     x[prefix], positions[prefix] = model.embed(batch).to(x.dtype), batch.positions
-
-    heads = model.config()["num_kv_heads"]
-    shape = (len(model.blocks), rows, longest + room, heads, model.head_dim)
-    last = lengths - 1
-    every_row = torch.arange(rows, device=weight.device)
-    cache = KVCache(
-        keys=weight.new_empty(shape),
-        values=weight.new_empty(shape),
-        prefix=prefix,
-        first=positions[every_row, last, 0] + 1,
-        marker=x[every_row, last],  # not yet the state: see below
-    )
-    sees = prefix[:, None, :].expand(-1, longest, -1)
-    states = _run(model, cache, x, positions, slice(0, longest), sees)
-    return replace(cache, marker=states[every_row, last])
+    return Laid(x, positions, prefix)
 
 
 @torch.no_grad()

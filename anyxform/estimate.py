@@ -78,7 +78,7 @@ def estimate(
         model = Transformer(modalities=modalities, conditions=conditions, **config).train()
         make = OPTIMIZERS[optimizer](model)
         counted = [_row(model, mapped(batch, mode.from_tensor), bf16, recompute) for batch in batches]
-        with (stepping := _counter()):
+        with (stepping := operations()):
             make.step()
         state = [t for part in make.state_dict()["state"].values() for t in part.values() if isinstance(t, Tensor)]
         blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
@@ -122,12 +122,12 @@ def _gone_through(model: Transformer, batch: Batch, bf16: bool) -> tuple[float, 
 
     try:
         with (
-            _counter() as forward,
+            operations() as forward,
             saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=bf16),
         ):
             total, _ = batch_loss(model, batch)
-        with _counter() as backward:
+        with operations() as backward:
             total.backward()
     except torch._subclasses.fake_tensor.DynamicOutputShapeException as error:
         raise ValueError(f"the cost cannot be counted: the shapes of a front end depend on values ({error})") from error
@@ -139,8 +139,8 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _counter() -> FlopCounterMode:
-    """torch's, which does not know the CPU's kernel of attention."""
+def operations() -> FlopCounterMode:
+    """A context that counts floating-point operations; torch's, which does not know the CPU's kernel of attention."""
     kernel, gradient = (
         aten._scaled_dot_product_flash_attention_for_cpu,
         aten._scaled_dot_product_flash_attention_for_cpu_backward,

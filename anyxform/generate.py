@@ -4,8 +4,8 @@ Letters: B requests of a group, P tokens of a prefix, T target tokens, K codeboo
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,11 +15,18 @@ from torch import Tensor
 from anyxform.beams import search
 from anyxform.cache import KVCache, advance, prefill
 from anyxform.continuous import Row, RowCache, Steps, decode
+from anyxform.effort import Refiner
+from anyxform.effort import decode as decode_by_effort
 from anyxform.field import Field
 from anyxform.modality import Decoding, Modality
 from anyxform.model import Transformer
 from anyxform.sampling import Sampling, draw, log_probability, permitted, uniforms
 from anyxform.sequence import Example, Source, Target, marker, to_axes
+from anyxform.speculative import draft_blocks, speculate
+from anyxform.stream import Stream, Task
+
+_Read = Callable[[Tensor, Tensor], Tensor]
+"""Codes ``[B, T, K]`` and which tokens ``[B, T]`` are hidden to logits ``[B, T, K, V + 1]``."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,21 @@ class Request:
 
 @dataclass(frozen=True)
 class Generated:
-    """Codes ``[T, K]``, and the sum of their log-probabilities when they were chosen."""
+    """Codes ``[T, K]``, and the sum of their log-probabilities when they were chosen.
+
+    `layers`: blocks ``[T]`` behind which each token was read, of a masked one the mean over its steps; None: all.
+    `drafted` and `accepted`: tokens that the first blocks guessed, and how many of them stayed.
+    """
 
     codes: Tensor
     logprob: float
+    layers: Tensor | None = None
+    drafted: int = 0
+    accepted: int = 0
+
+    def at(self, places: Sequence[int]) -> "Generated":
+        """The tokens of these places alone; the rest is that of the whole."""
+        return replace(self, codes=self.codes[places], layers=None if self.layers is None else self.layers[places])
 
 
 def generate(
@@ -64,10 +82,11 @@ def generate(
 
     They are decoded in batches of one target modality and of about equal length; left to right, a request that waits
     begins as soon as another one ends (`anyxform.continuous`). What a request draws depends on its number and
-    `options.seed`, never on its batch. ValueError: an option that the target's modality cannot serve, or an
-    attribute that the model has not been trained with.
+    `options.seed`, never on its batch; with `draft` or `effort` each is decoded alone. ValueError: an option that the
+    target's modality cannot serve, or an attribute that the model has not been trained with.
     """
     options = options or Sampling()
+    batch_size = 1 if options.alone else batch_size
     groups: dict[str, list[int]] = {}
     for number, request in enumerate(requests):
         groups.setdefault(request.target.modality, []).append(number)
@@ -88,8 +107,9 @@ def generate(
 
 
 def continuous(modality: Modality, options: Sampling) -> bool:
-    """Whether requests begin and end one by one: left to right, and without beams."""
-    return (options.decoding or modality.decoding) == "autoregressive" and options.num_beams == 1
+    """Whether requests begin and end one by one: left to right, all blocks for each token, and without beams."""
+    left_to_right = (options.decoding or modality.decoding) == "autoregressive"
+    return left_to_right and options.num_beams == 1 and not options.alone
 
 
 class _Group:
@@ -131,6 +151,13 @@ class _Group:
             raise ValueError(f"num_beams={options.num_beams} is not possible: {name} is not decoded one code at a time")
         if options.num_beams > 1 and any(request.known is not None for request in self.requests):
             raise ValueError(f"num_beams={options.num_beams} is not possible where a part of {name} is kept")
+        if options.draft and self.decoding == "masked":
+            raise ValueError(f"draft={options.draft} is not possible: {name} is not decoded from left to right")
+        if options.draft and not self._draft_layers() < len(self.model.blocks):
+            raise ValueError(
+                f"draft_layers={self._draft_layers()} is not possible: the model has {len(self.model.blocks)} layers, "
+                "and fewer have to draft"
+            )
         for request in self.requests:
             if request.known is not None or request.keep is not None:
                 self._check_known(request.known, request.keep)
@@ -157,6 +184,8 @@ class _Group:
     def decode(self, batch_size: int) -> list[Generated]:
         if self.decoding == "masked":
             return self._masked()
+        if self.options.alone:
+            return [self._alone()]
         return self._beams() if self.options.num_beams > 1 else self._left_to_right(batch_size)
 
     # What both ways share
@@ -167,10 +196,13 @@ class _Group:
 
     def _prefill(self, room: int) -> KVCache:
         """The prefixes; with guidance those without sources as well, behind the others."""
+        return prefill(self.model, self._prefixes(), room)
+
+    def _prefixes(self) -> list[Example]:
         examples = [_prefix(request, self.modality, request.sources) for request in self.requests]
         if self.guided:
             examples += [_prefix(request, self.modality, ()) for request in self.requests]
-        return prefill(self.model, examples, room)
+        return examples
 
     def _logits(self, states: Tensor) -> Tensor:
         """Fp32 logits ``[B, …, K, V + 1]`` of states; with guidance from those of twice as many rows."""
@@ -182,6 +214,9 @@ class _Group:
 
     def _both(self, x: Tensor) -> Tensor:
         return torch.cat([x, x]) if self.guided else x
+
+    def _embed(self, codes: Tensor) -> Tensor:
+        return self._both(self.head.embed(codes))
 
     def _offsets(self, length: int) -> Tensor:
         """Positions ``[length, 3]`` of target tokens, counted from the first."""
@@ -201,7 +236,7 @@ class _Group:
         longest, count = self._longest(), len(self.requests)
         offsets, width = self._offsets(longest), 2 if self.guided else 1
         kept, least, most = self._kept(longest)
-        lengths = [max(map(len, self._prefixes(number))) for number in range(count)]
+        lengths = [max(map(len, self._prefixes_of(number))) for number in range(count)]
         size = min(batch_size, count)
         found = decode(
             RowCache(self.model, size * width, max(lengths) + longest),
@@ -219,7 +254,7 @@ class _Group:
         )
         return [Generated(*found[number]) for number in range(count)]
 
-    def _prefixes(self, number: int) -> list[Example]:
+    def _prefixes_of(self, number: int) -> list[Example]:
         """Of one request; with guidance the one without sources behind it."""
         request = self.requests[number]
         given = [request.sources, ()] if self.guided else [request.sources]
@@ -229,7 +264,7 @@ class _Group:
         self, computed: dict[tuple[int, Field], tuple[KVCache, int]], numbers: Sequence[int]
     ) -> list[tuple[KVCache, int]]:
         """The prefixes of requests; those of the same sources, such as several samples', are computed once."""
-        wanted = [(self.requests[n].target, prefix) for n in numbers for prefix in self._prefixes(n)]
+        wanted = [(self.requests[n].target, prefix) for n in numbers for prefix in self._prefixes_of(n)]
         keys = [(id(prefix.sources), target) for target, prefix in wanted]
         new = {key: prefix for key, (_, prefix) in zip(keys, wanted) if key not in computed}
         for key in computed.keys() - set(keys):
@@ -289,6 +324,40 @@ class _Group:
         chosen = draw(logits, self.temperature, self.options, uniform)
         return chosen, log_probability(logits, chosen).sum(dim=-1)
 
+    def _alone(self) -> Generated:
+        """The only request's answer, by drafts or by early exits."""
+        longest = self._longest()
+        given, least, length = (it[0] for it in self._kept(longest))
+
+        def permit(logits: Tensor, codes: Tensor) -> Tensor:
+            place = len(codes)
+            never_ends = place < int(least) or self._never_ends(place)
+            logits = logits + self._barred({0: place}).to(logits.device)
+            return permitted(logits.view(1, *logits.shape[-2:]), codes[None], self.options.no_repeat, never_ends)[0]
+
+        offsets = self._offsets(longest)
+        stream = Stream(self.model, self._prefixes(), causal=True)
+        stream.grow(offsets)
+        task = Task(
+            embed=lambda codes: self._embed(codes[None]),
+            logits=lambda states: self._logits(states)[0],
+            permit=permit,
+            given=given.to(offsets.device),
+            length=int(length),
+            end=self.modality.vocab_size,
+            temperature=self.temperature,
+            options=self.options,
+            generator=self.generators[0],
+        )
+        if self.options.draft:
+            found = speculate(stream, task, draft=self.options.draft, blocks=self._draft_layers())
+            return Generated(found.codes.cpu(), found.logprob, drafted=found.drafted, accepted=found.accepted)
+        spent = decode_by_effort(stream, task, self.options.effort)
+        return Generated(spent.codes.cpu(), spent.logprob, spent.blocks)
+
+    def _draft_layers(self) -> int:
+        return self.options.draft_layers or draft_blocks(len(self.model.blocks))
+
     def _beams(self) -> list[Generated]:
         longest = self._longest()
         cache, offsets = self._prefill(longest), self._offsets(longest)
@@ -311,19 +380,15 @@ class _Group:
     def _masked(self) -> list[Generated]:
         """Predict all, keep the most certain, hide the rest again, fewer each step (MaskGIT, arXiv 2202.04200)."""
         hidden_id, steps = self.modality.vocab_size, self.options.steps
-        cache = self._prefill(0)
-        lengths = self._lengths(cache.marker[: len(self.requests)])
+        lengths, read = self._by_exits() if self.options.alone else self._by_cache()
         longest = int(lengths.max())
-        cache, offsets = cache.grown(longest), self._offsets(longest)
         codes = self._start(lengths, longest)
         valid = torch.arange(longest, device=codes.device) < lengths[:, None]
-        sees = self._both(valid)[:, None, :].expand(-1, longest, -1)
         hidden = valid & (codes == hidden_id).any(dim=-1)
         hidden_first = hidden.sum(dim=1)
         total = torch.zeros(codes.shape[:2], device=codes.device)
         for step in range(1, steps + 1):
-            x = self._both(self.head.embed(codes))
-            logits = self._logits(advance(self.model, cache, x, offsets, 0, sees))[..., :hidden_id]
+            logits = read(codes, hidden)[..., :hidden_id]
             uniform = uniforms(self.generators, lengths.tolist(), longest, codes.shape[2])
             chosen = draw(logits, self.temperature, self.options, uniform)
             certainty = log_probability(logits, chosen)
@@ -335,7 +400,37 @@ class _Group:
                 break
             hidden = self._least_certain(certainty.mean(dim=-1), hidden, lengths, remain, 1 - step / steps)
             codes = codes.masked_fill(hidden[..., None], hidden_id)
-        return [Generated(row[:n].cpu(), float(p)) for row, n, p in zip(codes, lengths.tolist(), total.sum(dim=1))]
+        layers = read.layers if isinstance(read, Refiner) else None
+        return [
+            Generated(row[:n].cpu(), float(p), layers) for row, n, p in zip(codes, lengths.tolist(), total.sum(dim=1))
+        ]
+
+    def _by_cache(self) -> tuple[Tensor, _Read]:
+        """The lengths ``[B]`` of masked targets, and how they are read: all tokens, from all blocks."""
+        cache = self._prefill(0)
+        lengths = self._lengths(cache.marker[: len(self.requests)])
+        longest = int(lengths.max())
+        cache, offsets = cache.grown(longest), self._offsets(longest)
+        valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        sees = self._both(valid)[:, None, :].expand(-1, longest, -1)
+
+        def read(codes: Tensor, hidden: Tensor) -> Tensor:
+            return self._logits(advance(self.model, cache, self._embed(codes), offsets, 0, sees))
+
+        return lengths, read
+
+    def _by_exits(self) -> tuple[Tensor, _Read]:
+        """The same of the only request: its hidden tokens, each from as many blocks as it needs."""
+        stream = Stream(self.model, self._prefixes(), causal=False)
+        known = self.modality.fixed_length or self.options.length is not None or self.requests[0].known is not None
+        needed = range(0 if known else len(self.model.blocks))  # lengths are learnt behind the last block alone
+        lengths = self._lengths(stream.marker(needed)[:1, 0])
+        stream.grow(self._offsets(int(lengths)))
+
+        def logits(states: Tensor) -> Tensor:
+            return self._logits(states)[..., : self.modality.vocab_size]
+
+        return lengths, Refiner(stream, self._embed, logits, self.options.effort)
 
     def _lengths(self, markers: Tensor) -> Tensor:
         """The number of tokens of each target ``[B]``: known, fixed, asked for, or read from the marker's state."""

@@ -43,10 +43,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class Made:
-    """The value that was made of an input, and its segments."""
+    """The value that was made of an input, its segments, and the codes of its pieces, with what they took."""
 
     value: Any
     segments: list[Segment]
+    answers: Sequence[Generated] = ()
 
 
 def cut(
@@ -130,11 +131,11 @@ def _without_loops(
                 answers[number] = answer
                 looping.remove(number)
     for number in looping:
-        answers[number] = replace(answers[number], codes=without_loops(answers[number].codes, most[number]))
+        answers[number] = answers[number].at(without_loops(answers[number].codes, most[number]))
     return answers
 
 
 def _joined(target: Modality, job: Job, answers: Sequence[Generated]) -> Made:
     values = target.merge([target.from_codes(answer.codes) for answer in answers], job.pieces)
     segments = [Segment(piece.start, piece.end, value) for piece, value in zip(job.pieces, values)]
-    return Made(target.join(values, job.pieces), segments)
+    return Made(target.join(values, job.pieces), segments, answers)

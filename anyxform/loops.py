@@ -17,9 +17,10 @@ def loop(codes: Tensor, most: int) -> tuple[int, int, int] | None:
     return None
 
 
-def without_loops(codes: Tensor, most: int) -> Tensor:
-    """Codes in which what was a loop comes once."""
-    while (found := loop(codes, most)) is not None:
+def without_loops(codes: Tensor, most: int) -> list[int]:
+    """The places of codes ``[T, K]`` that stay when of what is a loop one round is kept."""
+    places = list(range(len(codes)))
+    while (found := loop(codes[places], most)) is not None:
         start, length, end = found
-        codes = codes[[*range(start + length), *range(end, len(codes))]]
-    return codes
+        places = places[: start + length] + places[end:]
+    return places

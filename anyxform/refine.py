@@ -44,7 +44,9 @@ def generate_refined(
     if not options.refine or not chosen:
         return answers
     asked, codes = [requests[number] for number in chosen], [answers[number].codes for number in chosen]
-    redone = replace(options, decoding="masked", length=None, num_beams=1, temperature=options.temperature or 0.0)
+    redone = replace(
+        options, decoding="masked", length=None, num_beams=1, temperature=options.temperature or 0.0, draft=0
+    )
     scores = likelihoods(model, modalities, asked, codes, decoding="autoregressive")
     for round in range(options.refine):
         share = SHARE * (1 - round / options.refine)

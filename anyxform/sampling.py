@@ -39,6 +39,10 @@ class Sampling:
         seed: of a call's first request; each further one has the next.
         refine: left to right, so often the least certain tokens of the answer are redone, seen from both sides: see
             `anyxform.refine`.
+        draft: left to right, so many tokens are drafted ahead by the first blocks and verified by all: the same answer,
+            see `anyxform.speculative`; 0: none.
+        draft_layers: blocks that draft. None: a third of the model's.
+        effort: the confidence at which a token leaves the stack half way, see `anyxform.effort`; 1: none does, 0: all.
         decoding: ``autoregressive`` or ``masked``. None: the target modality's own.
         length: tokens of the target. None: as the model decides.
     """
@@ -54,6 +58,9 @@ class Sampling:
     guidance: float | None = None
     seed: int = 0
     refine: int = 0
+    draft: int = 0
+    draft_layers: int | None = None
+    effort: float = 1.0
     decoding: Decoding | None = None
     length: int | None = None
 
@@ -70,6 +77,9 @@ class Sampling:
             "guidance": (self.guidance is None or 0 <= self.guidance < math.inf, "0 or more (1 is none)"),
             "seed": (0 <= self.seed < 2**62, "0 or more, below 2**62"),
             "refine": (self.refine >= 0, "0 (off) or more"),
+            "draft": (self.draft >= 0, "0 (off) or more"),
+            "draft_layers": (self.draft_layers is None or self.draft_layers >= 1, "1 or more"),
+            "effort": (0 <= self.effort <= 1, "a number from 0 to 1 (all layers, always)"),
             "decoding": (self.decoding in (None, "autoregressive", "masked"), "autoregressive or masked"),
             "length": (self.length is None or self.length >= 1, "1 or more"),
         }
@@ -81,6 +91,20 @@ class Sampling:
                 f"num_beams={self.num_beams} searches left to right for the likeliest: "
                 "it goes with no temperature, guidance or masked decoding"
             )
+        if self.draft and self.decoding == "masked":
+            raise ValueError(f"draft={self.draft} is not possible: masked decoding goes not from left to right")
+        if self.num_beams > 1 and self.alone:
+            what = f"draft={self.draft}" if self.draft else f"effort={self.effort}"
+            raise ValueError(f"num_beams={self.num_beams} goes with no {what}: every beam takes all layers")
+        if self.draft and self.effort < 1:
+            raise ValueError(
+                f"draft={self.draft} goes with no effort={self.effort}: what is drafted is verified by all layers"
+            )
+
+    @property
+    def alone(self) -> bool:
+        """Whether each request is decoded by itself, as its tokens go their own way through the blocks."""
+        return self.draft > 0 or self.effort < 1
 
     def temperature_for(self, decoding: Decoding) -> float:
         return TEMPERATURE[decoding] if self.temperature is None else self.temperature

@@ -184,6 +184,27 @@ def test_long_texts_become_long_texts_and_recordings(run, here: Path) -> None:
     assert Audio().load(Path("long.wav").read_bytes()).seconds > 5 * 0.25 + 6 * 0.05
 
 
+# How much is spent
+
+
+def test_the_layers_that_tokens_took_are_shown(run) -> None:
+    code, out, err = run("disc.png", "disc.wav", "--to", "text:en", "--show-effort")
+    lines = err.splitlines()
+    assert code == 0 and [line.split(" a token: ")[0] for line in lines] == [
+        "disc.png: 2.00 of 2 layers", "disc.wav: 2.00 of 2 layers",
+    ]  # fmt: skip
+    assert all(line.endswith("' 2") for line in lines) and out == run("disc.png", "disc.wav", "--to", "text:en")[1]
+    assert run("disc.png", "--to", "text:en", "--effort", "0", "--show-effort")[2].startswith("disc.png: 1.00 of 2")
+    code, out, err = run("disc.png", "--to", "image", "--effort", "0", "--show-effort", "-o", "out.png")
+    assert code == 0 and err == "disc.png: 1.00 of 2 layers a token: 1 1 1 1\n"
+
+
+def test_drafts_give_the_same_text(run) -> None:
+    plain = run("disc.png", "--to", "text:en")
+    code, out, err = run("disc.png", "--to", "text:en", "--draft", "3", "--show-effort")
+    assert (code, out) == plain[:2] and " drafts accepted: " in err and err.startswith("disc.png: 2.00 of 2")
+
+
 # What is a text, what a path
 
 
@@ -250,6 +271,10 @@ def bad_files(here: Path) -> None:
         (["disc.png", "--temperature", "-1"], "temperature=-1.0 is not possible: give 0 or more"),
         (["disc.png", "--beams", "2", "--temperature", "1"], "num_beams=2 searches left to right"),
         (["disc.png", "--length", "99"], "length=99 is not possible: text has 1 to 24 tokens"),
+        (["disc.png", "--effort", "1.5"], "effort=1.5 is not possible: give a number from 0 to 1"),
+        (["disc.png", "--effort", "0.5", "--draft", "2"], "draft=2 goes with no effort=0.5"),
+        (["disc.png", "--draft", "2", "--to", "image"], "draft=2 is not possible: image is not decoded from left"),
+        (["disc.png", "--show-effort", "-n", "2"], "--show-effort is of one answer, and -n 2 draws several"),
         (["disc.png", "--batch-size", "0"], "--batch-size 0 is not possible: give 1 or more"),
         (["disc.png", "--device", "gpu"], "the device 'gpu' cannot be used"),
         (["disc.png", "-o", "out.srt"], "srt holds the times of a recording, and this input has none"),

@@ -59,6 +59,7 @@ def parser() -> Parser:
     it.add_argument(
         "--via", metavar="FIELD", help="go by way of a field; auto: if the evaluation table says it is better"
     )
+    it.add_argument("--show-effort", action="store_true", help="print how many layers each token took")
     add_candidates(it)
     add_shards(it)
     add_generation(it)
@@ -101,6 +102,13 @@ def add_generation(it: Parser) -> None:
     generation.add_argument("--choice-temperature", type=float, help="of masked refinement")
     generation.add_argument("--guidance", type=float, help="1 is none")
     generation.add_argument("--refine", type=int, metavar="ROUNDS", help="redo the least certain tokens of a text")
+    generation.add_argument(
+        "--draft", type=int, metavar="N", help="draft N tokens ahead by the first layers: the same answer"
+    )
+    generation.add_argument("--draft-layers", type=int, metavar="N", help="layers that draft (default: a third)")
+    generation.add_argument(
+        "--effort", type=float, metavar="0…1", help="the confidence at which tokens leave early (default: 1, never)"
+    )
     generation.add_argument("--decoding", choices=["autoregressive", "masked"], help="other than the modality's own")
     generation.add_argument("--length", type=int, help="tokens of the result")
 
@@ -114,13 +122,17 @@ def main(arguments: list[str]) -> int:
 
     chosen = {name: value for name, value in vars(options).items() if name in Sampling.__dataclass_fields__}
     Sampling(**chosen)  # complains before anything is loaded
+    if options.show_effort and options.n != 1:
+        raise ValueError(f"--show-effort is of one answer, and -n {options.n} draws several: leave one out")
     if are_shards(options.inputs):
         return convert_shards(options, {name: value for name, value in chosen.items() if name != "seed"})
     if options.fields or options.copy:
         raise ValueError("--field and --copy are for shards")
     inputs = list(expand(options.inputs))
     from anyxform.cli.answering import Choice, Failure, answers, by_way, read_inputs
+    from anyxform.cli.show_effort import shown
     from anyxform.cli.writer import Writer
+    from anyxform.long import Made
     from anyxform.pipeline import load
 
     pipeline = load(options.checkpoint, device=options.device, dtype=options.dtype)
@@ -141,6 +153,8 @@ def main(arguments: list[str]) -> int:
                 raise ValueError(result.reason)
             failed += isinstance(result, Failure)
             writer.write(given, result)
+            if options.show_effort and isinstance(result, Made):
+                print(shown(given, result, modality, len(pipeline.model.blocks)), file=sys.stderr)
     if failed:
         print(f"anyxform: {failed} of {len(inputs)} inputs failed", file=sys.stderr)
     return 1 if failed else 0

@@ -31,6 +31,7 @@ def convert_shards(options: argparse.Namespace, chosen: Mapping[str, Any]) -> in
         "--with": options.others,
         "--via": options.via,
         "-n": options.n > 1,
+        "--show-effort": options.show_effort,
     }.items():
         if value:
             raise ValueError(f"{name} is not for shards")

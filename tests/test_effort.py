@@ -1,0 +1,127 @@
+"""Early exits: all layers are plain decoding, no effort is a shallower model, and less effort costs less."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from anyxform.effort import exits_of
+from anyxform.estimate import operations
+from anyxform.generate import generate
+from anyxform.sampling import Sampling
+from anyxform.stream import Stream
+from tests.test_speculative import with_parts_kept
+from tests.toy import toys
+from tests.toy_generation import decided_model, toy_request, toy_requests
+
+NEARLY_ALL = 1 - 1e-15
+"""An effort that no confidence of this model reaches, yet not the plain way."""
+
+
+def codes_of(answers):
+    return [it.codes.tolist() for it in answers]
+
+
+def unsure_model(depth=6, seed=0):
+    """Its heads are of small numbers, so that it is never quite sure."""
+    model = decided_model(seed=seed, depth=depth)
+    with torch.no_grad():
+        for target in model.targets.values():
+            target.head *= 0.1
+    return model
+
+
+@pytest.mark.parametrize("decoding", ["autoregressive", "masked"])
+@pytest.mark.parametrize("more", [{}, {"guidance": 2.0, "temperature": 0.7, "seed": 4}])
+def test_where_nothing_is_sure_enough_it_is_plain_decoding(decoding, more):
+    model, requests = unsure_model(), [*toy_requests(), *with_parts_kept()[: 3 if decoding == "autoregressive" else 2]]
+    options = Sampling(decoding=decoding, **more)
+    plain = generate(model, toys(), requests, options)
+    found = generate(model, toys(), requests, replace(options, effort=NEARLY_ALL))
+    assert codes_of(found) == codes_of(plain)
+    assert [it.logprob for it in found] == pytest.approx([it.logprob for it in plain], abs=1e-3)
+    assert all(set(it.layers.tolist()) <= {0.0, 6.0} and len(it.layers) == len(it.codes) for it in found)
+    assert all(it.layers is None for it in plain)
+
+
+@pytest.mark.parametrize("decoding", ["autoregressive", "masked"])
+def test_no_effort_is_a_model_of_the_first_layers(decoding):
+    model, options = decided_model(depth=6), Sampling(decoding=decoding, length=6)
+    found = generate(model, toys(), toy_requests(), replace(options, effort=0.0))
+    model.blocks = nn.ModuleList(model.blocks[:3])
+    assert codes_of(found) == codes_of(generate(model, toys(), toy_requests(), options))
+    assert all(set(it.layers.tolist()) == {3.0} for it in found)
+
+
+@pytest.mark.parametrize("decoding", ["autoregressive", "masked"])
+def test_keeping_everything_gives_it_back(decoding):
+    known = torch.arange(6)[:, None]
+    request = replace(toy_request(["text"], "image"), known=known, keep=torch.ones(6, dtype=torch.bool))
+    (found,) = generate(decided_model(depth=3), toys(), [request], Sampling(decoding=decoding, effort=0.5))
+    assert torch.equal(found.codes, known) and found.logprob == 0 and not found.layers.any()
+
+
+def test_the_length_of_a_masked_answer_is_read_behind_all_layers():
+    """Where nothing else was it learnt."""
+    model, requests = decided_model(depth=6), [toy_request(["text"], "sound", seed) for seed in range(6)]
+    lengths = [
+        [len(it.codes) for it in generate(model, toys(), requests, Sampling(effort=effort))] for effort in (0, 1)
+    ]
+    assert lengths[0] == lengths[1] and len(set(lengths[0])) > 1
+
+
+@pytest.mark.parametrize("decoding", ["autoregressive", "masked"])
+def test_less_effort_takes_fewer_layers_and_operations(decoding):
+    model = unsure_model()
+    layers, counts = [], []
+    for effort in (0.0, 0.15, NEARLY_ALL):
+        with operations() as counted:
+            found = generate(model, toys(), toy_requests()[:3], Sampling(decoding=decoding, length=6, effort=effort))
+        layers.append(float(torch.stack([it.layers for it in found]).mean()))
+        counts.append(counted.get_total_flops())
+    assert 3 == layers[0] < layers[1] < layers[2] == 6
+    assert counts[0] < 0.9 * counts[1] and counts[0] < 0.7 * counts[2]
+
+
+@torch.no_grad()
+def test_an_easy_answer_takes_less_than_a_hard_one():
+    """The same request, of a model whose early layers know, and of one whose early layers do not."""
+    request, easy, hard = toy_request(["image"], "text"), unsure_model(), unsure_model()
+    easy.targets["text"].head *= 20
+    found = [generate(it, toys(), [request], Sampling(effort=0.5, length=8))[0] for it in (easy, hard)]
+    assert found[0].layers.mean() < found[1].layers.mean() == 6
+
+
+@torch.no_grad()
+def test_those_that_go_on_see_those_that_left_as_they_were():
+    """Keys and values of a layer that a token has not gone through are made of the state that it left with."""
+    model, embeddings = decided_model(depth=3), torch.randn(1, 2, 32)
+    prefix = _prefix(toy_request(["image"], "text"))
+    stream = Stream(model, [prefix], causal=True)
+    stream.grow(torch.arange(4)[:, None].expand(-1, 3))
+    stream.put(embeddings[:, :1])
+    left = stream.run(range(1), slice(0, 1))
+    stream.put(embeddings[:, 1:], 1)
+    stream.run(range(3), slice(1, 2))
+    slot, block = slice(stream.start, stream.start + 1), model.blocks[2]
+    _, keys, values = block.attention.project(block.norm1(stream.x[:, slot]), stream._rope(slot))
+    torch.testing.assert_close(stream.keys[2][:, slot], keys)
+    torch.testing.assert_close(stream.values[2][:, slot], values)
+    torch.testing.assert_close(model.norm(stream.x[:, slot]), left)
+
+
+def _prefix(request):
+    from tests.toy_generation import full_example
+
+    return full_example(request, torch.zeros(0, 1, dtype=torch.long), causal=True)
+
+
+def test_tokens_may_leave_half_way():
+    assert [exits_of(depth) for depth in (1, 2, 3, 6, 28)] == [[1], [1, 2], [2, 3], [3, 6], [14, 28]]
+
+
+def test_weights_in_bf16_leave_early_too():
+    model = decided_model(depth=3).to(torch.bfloat16)
+    for options in (Sampling(effort=0.5), Sampling(decoding="autoregressive", draft=2, temperature=1.0)):
+        assert all(len(it.codes) for it in generate(model, toys(), toy_requests(), options))
