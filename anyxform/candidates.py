@@ -15,12 +15,12 @@ from torch import Tensor
 
 from anyxform.data import source
 from anyxform.field import Direction, Field
-from anyxform.generate import Request
 from anyxform.infill import different
 from anyxform.likelihood import likelihoods
 from anyxform.modality import Modality
 from anyxform.model import Transformer
 from anyxform.refine import generate_refined
+from anyxform.request import Request
 from anyxform.sampling import Sampling
 from anyxform.sequence import marker
 

@@ -5,7 +5,6 @@ Letters: B requests of a group, P tokens of a prefix, T target tokens, K codeboo
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -20,54 +19,14 @@ from anyxform.effort import decode as decode_by_effort
 from anyxform.field import Field
 from anyxform.modality import Decoding, Modality
 from anyxform.model import Transformer
+from anyxform.request import Generated, Request, check, prefix
 from anyxform.sampling import Sampling, draw, log_probability, permitted, uniforms
-from anyxform.sequence import Example, Source, Target, marker, to_axes
+from anyxform.sequence import Example, to_axes
 from anyxform.speculative import draft_blocks, speculate
 from anyxform.stream import Stream, Task
 
 _Read = Callable[[Tensor, Tensor], Tensor]
 """Codes ``[B, T, K]`` and which tokens ``[B, T]`` are hidden to logits ``[B, T, K, V + 1]``."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is given and what is wanted. `known` codes ``[T, K]`` stay where `keep` ``[T]`` is true.
-
-    Left to right, the target goes on behind `known`, as far as the model likes, unless the last of it is kept; masked,
-    it has exactly T tokens. `first` ``[V]`` (bool): left to right, the codes that may come first where `keep` is false.
-    `seed`: of what is drawn; None: `Sampling.seed` plus the request's place in the call.
-    """
-
-    sources: tuple[Source, ...]
-    target: Field
-    known: Tensor | None = None
-    keep: Tensor | None = None
-    first: Tensor | None = None
-    seed: int | None = None
-
-    @property
-    def closed(self) -> bool:
-        """Whether the last of its known tokens is kept: left to right, the target ends there."""
-        return self.keep is not None and bool(self.keep[-1:].any())
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Codes ``[T, K]``, and the sum of their log-probabilities when they were chosen.
-
-    `layers`: blocks ``[T]`` behind which each token was read, of a masked one the mean over its steps; None: all.
-    `drafted` and `accepted`: tokens that the first blocks guessed, and how many of them stayed.
-    """
-
-    codes: Tensor
-    logprob: float
-    layers: Tensor | None = None
-    drafted: int = 0
-    accepted: int = 0
-
-    def at(self, places: Sequence[int]) -> "Generated":
-        """The tokens of these places alone; the rest is that of the whole."""
-        return replace(self, codes=self.codes[places], layers=None if self.layers is None else self.layers[places])
 
 
 def generate(
@@ -131,7 +90,7 @@ class _Group:
         if not any(request.sources for request in requests):
             self.guidance = 1.0  # there is nothing to be guided by
         self.seeds = [options.seed + n if it.seed is None else it.seed for it, n in zip(requests, numbers)]
-        self._check()
+        check(requests, modality, options, self.decoding, depth=len(model.blocks))
 
     @cached_property
     def generators(self) -> list[torch.Generator]:
@@ -142,43 +101,6 @@ class _Group:
     def keeps(self) -> bool:
         """Whether any request keeps a part."""
         return any(request.keep is not None for request in self.requests)
-
-    def _check(self) -> None:
-        name, options = self.modality.name, self.options
-        if options.length is not None:
-            self._check_length(options.length, f"length={options.length}")
-        if options.num_beams > 1 and (self.decoding == "masked" or self.modality.num_codebooks > 1):
-            raise ValueError(f"num_beams={options.num_beams} is not possible: {name} is not decoded one code at a time")
-        if options.num_beams > 1 and any(request.known is not None for request in self.requests):
-            raise ValueError(f"num_beams={options.num_beams} is not possible where a part of {name} is kept")
-        if options.draft and self.decoding == "masked":
-            raise ValueError(f"draft={options.draft} is not possible: {name} is not decoded from left to right")
-        if options.draft and not self._draft_layers() < len(self.model.blocks):
-            raise ValueError(
-                f"draft_layers={self._draft_layers()} is not possible: the model has {len(self.model.blocks)} layers, "
-                "and fewer have to draft"
-            )
-        for request in self.requests:
-            if request.known is not None or request.keep is not None:
-                self._check_known(request.known, request.keep)
-
-    def _check_length(self, length: int, what: str) -> None:
-        name, longest = self.modality.name, self.modality.max_length
-        if not (length == longest if self.modality.fixed_length else 1 <= length <= longest):
-            bound = "always" if self.modality.fixed_length else "1 to"
-            raise ValueError(f"{what} is not possible: {name} has {bound} {longest} tokens")
-
-    def _check_known(self, known: Tensor | None, keep: Tensor | None) -> None:
-        name, codebooks, wanted = self.modality.name, self.modality.num_codebooks, self.options.length
-        if known is None or keep is None or known.shape != (len(keep), codebooks) or keep.ndim != 1:
-            shapes = [None if it is None else tuple(it.shape) for it in (known, keep)]
-            raise ValueError(f"known and keep of {name} are [T, {codebooks}] and [T], not {shapes[0]} and {shapes[1]}")
-        self._check_length(len(known), f"known of {len(known)} tokens")
-        goes_on = self.decoding == "autoregressive" and not keep[-1] and (wanted or 0) > len(known)
-        if wanted not in (None, len(known)) and not goes_on:
-            raise ValueError(f"length={wanted} is not possible: known has {len(known)} tokens")
-        if bool(((known < 0) | (known >= self.modality.vocab_size))[keep].any()):
-            raise ValueError(f"known of {name} has codes outside of [0, {self.modality.vocab_size})")
 
     @torch.no_grad()
     def decode(self, batch_size: int) -> list[Generated]:
@@ -199,9 +121,9 @@ class _Group:
         return prefill(self.model, self._prefixes(), room)
 
     def _prefixes(self) -> list[Example]:
-        examples = [_prefix(request, self.modality, request.sources) for request in self.requests]
+        examples = [prefix(request, self.modality, request.sources) for request in self.requests]
         if self.guided:
-            examples += [_prefix(request, self.modality, ()) for request in self.requests]
+            examples += [prefix(request, self.modality, ()) for request in self.requests]
         return examples
 
     def _logits(self, states: Tensor) -> Tensor:
@@ -258,7 +180,7 @@ class _Group:
         """Of one request; with guidance the one without sources behind it."""
         request = self.requests[number]
         given = [request.sources, ()] if self.guided else [request.sources]
-        return [_prefix(request, self.modality, sources) for sources in given]
+        return [prefix(request, self.modality, sources) for sources in given]
 
     def _begin(
         self, computed: dict[tuple[int, Field], tuple[KVCache, int]], numbers: Sequence[int]
@@ -350,13 +272,12 @@ class _Group:
             generator=self.generators[0],
         )
         if self.options.draft:
-            found = speculate(stream, task, draft=self.options.draft, blocks=self._draft_layers())
+            found = speculate(
+                stream, task, draft=self.options.draft, blocks=draft_blocks(self.options, len(self.model.blocks))
+            )
             return Generated(found.codes.cpu(), found.logprob, drafted=found.drafted, accepted=found.accepted)
         spent = decode_by_effort(stream, task, self.options.effort)
         return Generated(spent.codes.cpu(), spent.logprob, spent.blocks)
-
-    def _draft_layers(self) -> int:
-        return self.options.draft_layers or draft_blocks(len(self.model.blocks))
 
     def _beams(self) -> list[Generated]:
         longest = self._longest()
@@ -460,11 +381,3 @@ class _Group:
         score = certainty + self.options.choice_temperature * heat * gumbel
         rank = score.masked_fill(~hidden, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
         return rank < remain[:, None]
-
-
-def _prefix(request: Request, modality: Modality, sources: tuple[Source, ...]) -> Example:
-    """An example whose target is still empty."""
-    empty = torch.zeros(0, modality.num_codebooks, dtype=torch.long)
-    target = Target(modality.name, empty, modality.code_positions(0), modality.vocab_size, modality.fixed_length)
-    asked = (*request.target.attributes, marker(modality.name))
-    return Example("request", f">{request.target}", sources, asked, target)

@@ -11,10 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from anyxform.generate import Request, generate
+from anyxform.generate import generate
 from anyxform.likelihood import likelihoods
 from anyxform.modality import Modality
 from anyxform.model import Transformer
+from anyxform.request import Request
 from anyxform.sampling import Sampling
 
 DRAWS = 16

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from anyxform.cache import cast
-from anyxform.generate import Request
 from anyxform.modality import Decoding, Modality
 from anyxform.model import Transformer
+from anyxform.request import Request
 from anyxform.sampling import log_probability
 from anyxform.sequence import Example, Target, marker, pack
 

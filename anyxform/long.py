@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from anyxform.field import Direction, Field
-from anyxform.generate import Generated, Request
 from anyxform.loops import loop, without_loops
 from anyxform.modality import Modality, Piece
 from anyxform.model import Transformer
 from anyxform.refine import generate_refined
+from anyxform.request import Generated, Request
 from anyxform.sampling import Sampling
 
 TEMPERATURES = (0.4, 0.8)

@@ -18,12 +18,12 @@ from anyxform.compiled import CompiledStep
 from anyxform.data import source
 from anyxform.edit import Round, edit
 from anyxform.field import Direction, Field, did_you_mean
-from anyxform.generate import Request
 from anyxform.long import Job, Made, Segment, cut, perform
 from anyxform.modality import Modality
 from anyxform.model import Transformer
 from anyxform.quantize import Dtype, prepare
 from anyxform.refine import generate_refined
+from anyxform.request import Request
 from anyxform.routes import best_route, read_table
 from anyxform.sampling import Sampling, sampling_of
 from anyxform.sequence import marker

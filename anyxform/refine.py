@@ -12,10 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from anyxform.generate import Generated, Request, generate
+from anyxform.generate import generate
 from anyxform.likelihood import likelihoods, token_likelihoods
 from anyxform.modality import Modality
 from anyxform.model import Transformer
+from anyxform.request import Generated, Request
 from anyxform.sampling import Sampling
 
 SHARE = 0.5

@@ -23,9 +23,9 @@ class Speculated:
     accepted: int
 
 
-def draft_blocks(depth: int) -> int:
-    """How many of a model's blocks draft if nobody says: a third."""
-    return max(1, round(depth / 3))
+def draft_blocks(options: Sampling, depth: int) -> int:
+    """How many of a model's blocks draft: as many as the options say, else a third."""
+    return options.draft_layers or max(1, round(depth / 3))
 
 
 def speculate(stream: Stream, task: Task, *, draft: int, blocks: int) -> Speculated:

@@ -21,10 +21,11 @@ from anyxform.data import source
 from anyxform.dataset import open_datasets
 from anyxform.evaluate import Item, evaluate
 from anyxform.field import Field
-from anyxform.generate import Request, generate
+from anyxform.generate import generate
 from anyxform.modality import Modality, get_modality
 from anyxform.model import PRESETS, Transformer
 from anyxform.pipeline import Pipeline
+from anyxform.request import Request
 from anyxform.sampling import Sampling
 from anyxform.selection import choose_items
 from anyxform.sequence import marker

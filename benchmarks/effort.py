@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 
 from anyxform.estimate import operations
 from anyxform.evaluate import MODEL, Item, evaluate
-from anyxform.generate import Generated, generate
+from anyxform.generate import generate
 from anyxform.likelihood import likelihoods
 from anyxform.pipeline import Pipeline, load
+from anyxform.request import Generated
 from anyxform.sampling import Sampling
 from anyxform.selection import choose_items
 from benchmarks import starter

@@ -22,10 +22,11 @@ from torch import Tensor
 from anyxform.cache import advance, prefill
 from anyxform.compiled import CompiledStep
 from anyxform.field import Field
-from anyxform.generate import Generated, Request, generate
+from anyxform.generate import generate
 from anyxform.modality import Modality
 from anyxform.model import PRESETS, Transformer
 from anyxform.quantize import Dtype, prepare
+from anyxform.request import Generated, Request
 from anyxform.sampling import Sampling
 from anyxform.sequence import Example, Source, Target, marker, pack, to_axes
 from benchmarks import starter

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from anyxform.generate import Generated, Request
 from anyxform.pipeline import Pipeline
+from anyxform.request import Generated, Request
 from modalities.audio import Audio, Waveform
 from modalities.audio.spectrogram import log_mel
 from modalities.text import Text

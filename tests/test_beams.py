@@ -8,7 +8,8 @@ import torch
 from anyxform import beams
 from anyxform.cache import prefill
 from anyxform.field import Field
-from anyxform.generate import Request, generate
+from anyxform.generate import generate
+from anyxform.request import Request
 from anyxform.sampling import Sampling
 from anyxform.sequence import Source, to_axes
 from tests.toy import ToyText, toys

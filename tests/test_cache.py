@@ -10,7 +10,7 @@ from torch import nn
 
 from anyxform.cache import advance, prefill
 from anyxform.field import Field
-from anyxform.generate import Request
+from anyxform.request import Request
 from anyxform.sequence import Source, to_axes
 from tests.toy import ToyText, toys
 from tests.toy_generation import decided_model, full_example, full_states, toy_requests

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from anyxform.field import Field
-from anyxform.generate import Request, generate
+from anyxform.generate import generate
 from anyxform.loss import batch_loss
 from anyxform.optim import adamw
+from anyxform.request import Request
 from anyxform.sampling import Sampling
 from anyxform.train import train_step
 from tests.toy import toys

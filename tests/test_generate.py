@@ -8,7 +8,8 @@ import torch
 
 from anyxform import generate as module
 from anyxform.field import Field
-from anyxform.generate import Request, generate
+from anyxform.generate import generate
+from anyxform.request import Request
 from anyxform.sampling import Sampling, draw
 from tests.toy import toys
 from tests.toy_generation import decided_model, full_logits, marker_state, toy_request, toy_requests

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from anyxform.field import Field
-from anyxform.generate import Generated
 from anyxform.long import Job, pooled
 from anyxform.pipeline import Pipeline
+from anyxform.request import Generated
 from modalities.audio import Waveform
 from tests.long_speech import RATE, SECONDS, WORDS, Oracle, listener, silence, speech
 

@@ -7,9 +7,10 @@ import torch
 
 from anyxform.cache import advance, prefill
 from anyxform.field import Field
-from anyxform.generate import Request, generate
+from anyxform.generate import generate
 from anyxform.layers import Block
 from anyxform.model import Transformer
+from anyxform.request import Request
 from anyxform.sampling import Sampling
 from anyxform.sequence import Example, Target, marker, pack, to_axes
 from tests.toy import ToyText

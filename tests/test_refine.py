@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from anyxform import refine as module
-from anyxform.generate import Generated, generate
+from anyxform.generate import generate
 from anyxform.likelihood import likelihoods, token_likelihoods
 from anyxform.refine import generate_refined
+from anyxform.request import Generated
 from anyxform.sampling import Sampling
 from tests.toy import toys
 from tests.toy_generation import decided_model, full_logits, toy_request, toy_requests

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from anyxform.field import Field
-from anyxform.generate import Request
 from anyxform.modality import Modality
 from anyxform.model import Transformer
+from anyxform.request import Request
 from anyxform.sequence import Example, Source, Target, marker, pack
 from tests.toy import toys
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from anyxform.generate import Generated
 from anyxform.long import Made
 from anyxform.modality import Modality
+from anyxform.request import Generated
 
 
 def shown(given: str, made: Made, modality: Modality, depth: int) -> str:

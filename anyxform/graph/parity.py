@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from anyxform.data import source, target
-from anyxform.generate import Request, generate
+from anyxform.generate import generate
 from anyxform.graph.decode import Answer
 from anyxform.graph.task import Task
+from anyxform.request import Request
 from anyxform.sampling import Sampling
 from anyxform.sequence import Example, Source, pack
 
