@@ -23,9 +23,10 @@ def packed_attention(segments: Segments, size: int, device: torch.device) -> Att
     return SegmentAttention(segments, size)
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool = False) -> Tensor:
     """Scaled dot-product attention of ``[B, H, T, C]``, groups of heads sharing keys and values."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    gqa = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
 
 
 class DenseAttention:
@@ -62,7 +63,9 @@ class SegmentAttention:
         outputs = list(parts[0])  # padding, the last, is never read: passed through to keep the shape
         for shape, numbers in self.shapes.items():
             a, b, c = (torch.stack([part[number] for number in numbers]) for part in parts)
-            for number, output in zip(numbers, sdpa(a, b, c, _mask(*shape)).unbind()):
+            text_alone = shape[0] == 0 and shape[2]  # the kernel then leaves out what no token sees
+            attended = sdpa(a, b, c, None if text_alone else _mask(*shape), causal=text_alone)
+            for number, output in zip(numbers, attended.unbind()):
                 outputs[number] = output
         return torch.cat(outputs, dim=1).transpose(0, 1).to(q.dtype)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Rope = tuple[Tensor, Tensor]
-"""Cosines and sines, each ``[..., N, 1, C]``."""
+"""Cosines and sines, each ``[..., N, 1, C / 2]``."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries ``[..., N, H, C]``, keys and values ``[..., N, G, C]`` to outputs ``[..., N, H, C]``."""
 
@@ -38,7 +38,7 @@ def rope(positions: Tensor, head_dim: int, theta: float) -> Rope:
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     axis = torch.arange(head_dim // 2, device=positions.device) % positions.shape[-1]
     angles = positions[..., axis].float() * theta**-exponents  # [..., N, C/2]
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)
+    angles = angles.unsqueeze(-2)
     return angles.cos(), angles.sin()
 
 
@@ -46,7 +46,7 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Turn queries or keys ``[..., N, H, C]`` by their positions' angles."""
     cos, sin = (part.to(x.dtype) for part in rope)
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 class Attention(nn.Module):

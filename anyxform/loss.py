@@ -1,6 +1,7 @@
 """From a model and a batch to losses: cross-entropy per modality, z-loss, length of masked targets, early exits."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,31 @@ MOST_LOGITS = 2**26
 """256 MB in fp32."""
 
 
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy plus z-loss of logits ``[…, V]`` under labels ``[…]``, whose gradient is made in one tensor.
+
+    Derived by autograd, it would be the sum of two of the size of the logits, one of them next to empty.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        log_z = logits.logsumexp(dim=-1)
+        ctx.save_for_backward(logits, labels, log_z)
+        return log_z - logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) + Z_LOSS * log_z.square()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, labels, log_z = ctx.saved_tensors
+        (gradient,) = gradients
+        scale = gradient * (1 + 2 * Z_LOSS * log_z)
+        found = (logits - log_z.unsqueeze(-1)).exp_().mul_(scale.unsqueeze(-1))
+        return found.scatter_add_(-1, labels.unsqueeze(-1), -gradient.unsqueeze(-1)), None
+
+
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy plus z-loss of logits ``[m, K, V + 1]`` under labels ``[m, K]``: ``[m]``, mean over codebooks."""
-    log_z = logits.logsumexp(dim=-1)
-    chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    return (log_z - chosen + Z_LOSS * log_z.square()).mean(dim=-1)
+    losses: Tensor = _CrossEntropy.apply(logits, labels)
+    return losses.mean(dim=-1)
 
 
 def chunked_losses(head: Target, states: Tensor, labels: Tensor) -> Tensor:

@@ -47,8 +47,10 @@ class Target(nn.Module):
     def logits(self, states: Tensor) -> Tensor:
         """States ``[..., D]`` to fp32 logits ``[..., K, V + 1]``."""
         if self.int8_heads is not None:
-            return torch.stack([head(states).float() for head in self.int8_heads], dim=-2)
-        return torch.stack([(states @ head.to(states.dtype).T).float() for head in self.head], dim=-2)
+            logits = [head(states).float() for head in self.int8_heads]
+        else:
+            logits = [(states @ head.to(states.dtype).T).float() for head in self.head]
+        return logits[0].unsqueeze(-2) if len(logits) == 1 else torch.stack(logits, dim=-2)  # which is a copy
 
 
 class Transformer(nn.Module):

@@ -3,7 +3,7 @@ from itertools import islice
 import pytest
 import torch
 
-from anyxform.loss import batch_loss, token_losses
+from anyxform.loss import Z_LOSS, batch_loss, token_losses
 from anyxform.sequence import pack
 from anyxform.train import averaged, rotating_exit, skipped_blocks, train, train_step, validation_loss
 from tests.toy_training import CONDITIONS, DIRECTIONS, toy_example, toy_model, toy_row, toy_rows, toy_state
@@ -13,6 +13,23 @@ CONSTANT = {"lr": lambda step: 3e-3}
 
 def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def test_the_losses_gradient_is_that_of_their_definition():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 2, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(7, (5, 2), generator=generator)
+
+    def defined(logits):
+        entropy = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        return (entropy + Z_LOSS * logits.logsumexp(dim=-1).square()).mean(dim=-1)
+
+    torch.testing.assert_close(token_losses(logits, labels), defined(logits))
+    weights = torch.randn(5, generator=generator, dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad((f * weights).sum(), logits)[0] for f in (token_losses(logits, labels), defined(logits))
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_step_reports_every_direction_and_its_loss():
