@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anyxform.dataset import Dataset, Reader
 from anyxform.directions import Directions
-from anyxform.field import Direction, Field
+from anyxform.field import Direction, Field, did_you_mean
 from anyxform.modality import Modality
 from anyxform.order import Near, Order, rng
 from anyxform.sequence import Example, Source, Target, marker
@@ -118,6 +118,18 @@ class Counts:
         self.fetched += other.fetched
 
 
+Share = float | Mapping[str, float]
+"""One for all target modalities, or one for each of some, 0 for the others."""
+
+
+def share_of(shares: Share, modality: str) -> float:
+    """That of a target modality. ValueError: it is no share."""
+    share = shares.get(modality, 0.0) if isinstance(shares, Mapping) else shares
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise ValueError(f"data.other_decoding={share} is no share: give 0 to 1, or one for each modality")
+    return float(share)
+
+
 class Examples:
     """The example that stands at a global index."""
 
@@ -131,15 +143,16 @@ class Examples:
         train: bool = True,
         condition_dropout: float = 0.1,
         attribute_dropout: float = 0.1,
-        other_decoding: float = 0.0,
+        other_decoding: Share = 0.0,
     ) -> None:
         """`other_decoding`: the share of training targets that are to be decoded in the way that is not their own.
 
         ValueError: the datasets hold codes by other tokenizers.
         """
-        if not 0 <= other_decoding <= 1:
-            raise ValueError(f"data.other_decoding={other_decoding} is no share: give 0 to 1")
-        self.other_decoding = other_decoding
+        self.other_decoding = {name: share_of(other_decoding, name) for name in modalities}
+        for name in other_decoding if isinstance(other_decoding, Mapping) else ():
+            if name not in modalities:
+                raise ValueError(f"data.other_decoding names {name!r}: {did_you_mean(name, list(modalities))}")
         self.datasets, self.modalities, self.directions, self.order = datasets, modalities, directions, order
         self.train, self.condition_dropout, self.attribute_dropout = train, condition_dropout, attribute_dropout
         check_codes(datasets, modalities)
@@ -189,6 +202,6 @@ class Examples:
                 modality = self.modalities[found.modality]
                 sources.append(source(modality, modality.load(fields[found]()), self.train, generator))
         modality = self.modalities[wanted.modality]
-        masked = (modality.decoding == "masked") != (self.train and drops[3] < self.other_decoding)
+        masked = (modality.decoding == "masked") != (self.train and drops[3] < self.other_decoding[modality.name])
         made = target(modality, codes, generator, masked)
         return Example(sample.key, str(direction), tuple(sources), asked, made)

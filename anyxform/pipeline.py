@@ -15,7 +15,7 @@ from anyxform import checkpoint
 from anyxform.candidates import Answered, Candidate, Rank, draw
 from anyxform.candidates import rank as rank_by
 from anyxform.compiled import CompiledStep
-from anyxform.data import source
+from anyxform.data import share_of, source
 from anyxform.edit import Round, edit
 from anyxform.field import Direction, Field, did_you_mean
 from anyxform.long import Job, Made, Segment, cut, perform
@@ -103,9 +103,11 @@ class Pipeline:
     def learnt(self, options: Sampling, targets: Iterable[str]) -> Sampling:
         """The options, if this model has learnt the ways of decoding that they ask for; else a ValueError."""
         facts = self.facts.get("facts")
-        if not facts or facts.get("other_decoding"):  # of a model that is from no checkpoint nothing is known
+        if not facts:  # of a model that is from no checkpoint nothing is known
             return options
         for name in sorted(targets):
+            if share_of(facts.get("other_decoding") or 0.0, name):
+                continue
             own = self.modalities[name].decoding
             wanted = f"refine={options.refine}" if options.refine and own == "autoregressive" else ""
             if options.decoding not in (None, own):
@@ -113,7 +115,7 @@ class Pipeline:
             if wanted:
                 raise ValueError(
                     f"{wanted} is not possible: this model has learnt {name} in the {own} way alone; train it with "
-                    "data.other_decoding=0.2, say"
+                    f"data.other_decoding={{{name}: 0.2}}, say"
                 )
         return options
 

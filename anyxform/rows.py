@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from anyxform import storage
-from anyxform.data import Counts, Examples, near_shards
+from anyxform.data import Counts, Examples, Share, near_shards
 from anyxform.dataset import Dataset
 from anyxform.directions import Directions
 from anyxform.modality import Modality
@@ -162,7 +162,7 @@ class Rows:
         max_broken: float = 0.01,
         condition_dropout: float = 0.1,
         attribute_dropout: float = 0.1,
-        other_decoding: float = 0.0,
+        other_decoding: Share = 0.0,
         train: bool = True,
         lanes: int = 1,
         own: Sequence[int] | None = None,

@@ -299,6 +299,11 @@ def test_a_share_of_targets_learns_the_other_way_of_decoding(datasets):
     ]
     with pytest.raises(ValueError, match=r"data\.other_decoding=2 is no share: give 0 to 1"):
         examples(datasets, other_decoding=2)
+    (name, *_), others = sorted(masked), {modality for modality in toys() if modality not in masked}
+    for each in examples(datasets, other_decoding={name: 1})[0]:
+        assert (each.target.hidden is None) == (each.target.modality in {name} | others)
+    with pytest.raises(ValueError, match=r"data\.other_decoding names 'imag': did you mean 'image'"):
+        examples(datasets, other_decoding={"imag": 1})
 
 
 def test_attribute_dropout_keeps_the_marker_and_at_most_all_attributes_but_the_last(datasets):

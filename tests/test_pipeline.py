@@ -135,7 +135,7 @@ def test_what_cannot_be_asked_is_said(ax: Pipeline, given: tuple, options: dict,
             {"decoding": "masked", "n": 2},
             "decoding=masked is not possible: this model has learnt text in the",
         ),
-        ("text:en", {"refine": 2}, r"refine=2 is not possible: .* train it with data.other_decoding=0\.2"),
+        ("text:en", {"refine": 2}, r"refine=2 is not possible: .* train it with data.other_decoding=\{text: 0\.2\}"),
     ],
 )
 def test_what_was_not_learnt_is_refused(checkpoint: Path, to: str, options: dict, message: str) -> None:

@@ -20,7 +20,7 @@ from anyxform.rows import Rows
 NONE = "none"
 OPEN = ("sampling", "train.loss_weights", "distributed.slurm", "optim.part_lr")
 """Dictionaries of the configs that are empty, and may hold any keys."""
-FREE = ("datasets", "directions", "resume", "processes")
+FREE = ("datasets", "directions", "resume", "processes", "other_decoding")
 """Keys whose values may be of another type than their defaults."""
 
 
