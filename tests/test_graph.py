@@ -16,9 +16,11 @@ from anyxform import load
 from anyxform.cli import main
 from anyxform.field import Direction
 from anyxform.graph import files, parity
-from anyxform.graph.export import opened
+from anyxform.graph.export import export, opened
 from anyxform.graph.task import Task
+from anyxform.model import Transformer
 from tests.tiny import PNG, Tiny
+from tests.toy import ToyText
 
 GREEDY = {"temperature": 0, "choice_temperature": 0}
 ALONE = (
@@ -87,6 +89,18 @@ def test_graphs_of_another_model_are_an_error(checkpoint: Path, captioner: Path)
         ax.model.norm.weight.mul_(1.01)
     with pytest.raises(ValueError, match="the graphs of image>text:en are wrong: at item 0 a logit differs by"):
         parity.compare(task, items, opened(captioner))
+
+
+class Counting(ToyText):
+    def source_positions(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.code_positions(len(tensor))
+
+
+def test_a_modality_that_fixes_its_size_is_an_error(tmp_path: Path) -> None:
+    modalities = {"text": Counting()}
+    model = Transformer(modalities=modalities, conditions=["to:text"], dim=16, depth=1, num_heads=1)
+    with pytest.raises(ValueError, match="Prefill cannot be exported for inputs of other sizes"):
+        export(Task(model, modalities, Direction.parse("text>text")), tmp_path, "torch", [["frog"]])
 
 
 ONNX = ["--format", "onnx"]

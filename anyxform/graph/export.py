@@ -65,17 +65,18 @@ def export(task: Task, folder: Path, format: str, items: Sequence[Sequence[Any]]
     task.model.eval()
     tensors = task.preprocessed(items[0])
     slots = task.slots(tensors)
-    meta: dict[str, Any] = {"version": VERSION, "anyxform": __version__, "format": format}
-    meta |= {**_described(task, slots), "graphs": {}}
+    graphs: dict[str, Any] = {}
     for name, part in _parts(task, tensors, slots).items():
         file = f"{name}.{chosen.ending}"
         chosen.write(traced(part.module, part.example, part.sizes), folder / file, part.inputs, part.outputs)
-        meta["graphs"][name] = {"file": file, **part.described()}
+        graphs[name] = {"file": file, **part.described()}
+    meta = {"version": VERSION, "anyxform": __version__, "format": format, **_described(task, slots), "graphs": graphs}
     for modality in (*task.sources, task.target):
         for file, data in modality.recipe()[1].items():
             (folder / file).write_bytes(data)
     if task.decoding == "masked":
-        np.savez_compressed(folder / NOTHING, allow_pickle=False, **_nothing(task, slots))
+        arrays: Any = _nothing(task, slots)
+        np.savez_compressed(folder / NOTHING, **arrays)
         meta["nothing"] = NOTHING
     write_json(folder / META, meta)
     meta["parity"] = {"items": len(items), "largest_difference": compare(task, items, opened(folder))}

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from inspect import CO_VARARGS
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.export import ExportedProgram
 
 Graph = Callable[..., list[np.ndarray]]
@@ -37,10 +39,19 @@ class Format:
 
 
 def traced(module: nn.Module, inputs: Sequence[Tensor], sizes: Sequence[Any]) -> ExportedProgram:
-    """A module as a graph; `sizes` says for each input which of its axes may have other sizes (`torch.export.Dim`)."""
-    shapes = {"sources": tuple(sizes)} if module.forward.__code__.co_flags & 0x04 else tuple(sizes)
-    with _quiet(), torch.no_grad():
-        return torch.export.export(module.eval(), tuple(inputs), dynamic_shapes=shapes)
+    """A module as a graph; `sizes` says for each input which of its axes may have other sizes (`torch.export.Dim`).
+
+    ValueError: what is computed holds for the sizes of these inputs only.
+    """
+    shapes = {"sources": tuple(sizes)} if module.forward.__code__.co_flags & CO_VARARGS else tuple(sizes)
+    try:
+        with _quiet(), torch.no_grad():
+            return torch.export.export(module.eval(), tuple(inputs), dynamic_shapes=shapes)
+    except UserError as error:
+        raise ValueError(
+            f"{type(module).__name__} cannot be exported for inputs of other sizes, as where a modality takes "
+            f"len(tensor) in place of tensor.shape[0]: {str(error).splitlines()[0]}"
+        ) from error
 
 
 @contextmanager
