@@ -255,7 +255,7 @@ def static(model: Transformer, modalities: dict[str, Modality], requests: Sequen
 def batches(preset: str, modalities: dict[str, Modality], pairs: int) -> list[Comparison]:
     """16 requests, 4 and 8 rows at a time, continuously and statically."""
     found, requests = [], mixed(modalities)
-    for dtype in WAYS:
+    for dtype in ("fp32", "int8"):
         model = prepare(model_of(preset, modalities), dtype)
         alone = [answered(model, modalities, [it])[0].codes for it in requests]
         for size in (4, 8):
@@ -264,7 +264,8 @@ def batches(preset: str, modalities: dict[str, Modality], pairs: int) -> list[Co
                 raise AssertionError("a batch gives something else than each request alone")
             theirs = partial(static, model, modalities, requests, size)
             name = f"16 requests of 4 to 128 tokens, {size} at a time, {preset}, {dtype}: continuous against static"
-            found.append(compare(name, _counting(ours), _counting(theirs), unit="tokens/s", pairs=pairs))
+            found.append(compare(name, _counting(ours), _counting(theirs), unit="tokens/s", pairs=pairs, warmup=1))
+            print(found[-1], flush=True)
     return found
 
 
