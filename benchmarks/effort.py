@@ -28,7 +28,7 @@ from benchmarks import starter
 from benchmarks.compare import Comparison, calibration, compare, report
 
 PICTURE = Path("docs/images/effort.png")
-EFFORTS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1, 0.0)
+EFFORTS = (1.0, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 0.0)
 DRAFTS = ((1, 2), (2, 2), (4, 3))
 """Tokens drafted, and layers that draft."""
 COUNTED, TIMED = 10, 10
@@ -186,11 +186,13 @@ def main(limit: int, checkpoint: str) -> None:
     efforts, drafts = list[Measured](), list[tuple[Measured, Comparison]]()
     for part in PARTS:
         decoder = Decoder(ax, part, limit)
-        efforts += [decoder.measured(effort=effort) for effort in EFFORTS]
+        for effort in EFFORTS:
+            efforts.append(decoder.measured(effort=effort))
+            print(efforts[-1], file=sys.stderr, flush=True)
         for draft, layers in () if decoder.masked else DRAFTS:
             given = {"draft": draft, "draft_layers": layers}
             drafts.append((decoder.measured(**given), decoder.timed(**given)))
-        print(f"{part.name} done", file=sys.stderr, flush=True)
+            print(*drafts[-1], file=sys.stderr, flush=True)
     draw(efforts, PICTURE)
     tell(efforts, drafts)
     ways = [asdict(it) for it in [*efforts, *(it for it, _ in drafts)]]
