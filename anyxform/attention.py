@@ -58,16 +58,29 @@ class SegmentAttention:
 
     @torch.autocast("cpu", enabled=False)  # it would cast the inputs of the kernel to bf16 again
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if len(self.shapes) == 1 and self.lengths[-1] == 0:
+            return self._alike(q, k, v)
         # one split and one concatenation: slicing in a loop would make the backward quadratic
         parts = [x.float().transpose(0, 1).split(self.lengths, dim=1) for x in (q, k, v)]
         outputs = list(parts[0])  # padding, the last, is never read: passed through to keep the shape
         for shape, numbers in self.shapes.items():
             a, b, c = (torch.stack([part[number] for number in numbers]) for part in parts)
-            text_alone = shape[0] == 0 and shape[2]  # the kernel then leaves out what no token sees
-            attended = sdpa(a, b, c, None if text_alone else _mask(*shape), causal=text_alone)
-            for number, output in zip(numbers, attended.unbind()):
+            for number, output in zip(numbers, _attended(a, b, c, shape).unbind()):
                 outputs[number] = output
         return torch.cat(outputs, dim=1).transpose(0, 1).to(q.dtype)
+
+    def _alike(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All segments of one shape: nothing has to be copied."""
+        ((shape, numbers),) = self.shapes.items()
+        parts = (x.float().unflatten(0, (len(numbers), -1)).transpose(1, 2) for x in (q, k, v))
+        return _attended(*parts, shape).transpose(1, 2).flatten(0, 1).to(q.dtype)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, shape: _Shape) -> Tensor:
+    """Segments of one shape ``[B, H, T, C]``."""
+    prefix, _, causal = shape
+    text_alone = prefix == 0 and causal  # the kernel then leaves out what no token sees
+    return sdpa(q, k, v, None if text_alone else _mask(*shape), causal=text_alone)
 
 
 @lru_cache(maxsize=4096)

@@ -49,6 +49,18 @@ def test_segment_loop_equals_the_definition(kv_heads):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("prefix", [0, 4])
+def test_segments_of_one_shape_equal_the_definition(prefix):
+    segments = Segments([0, 10, 20], [prefix] * 3, [10 - prefix] * 3, [True] * 3)
+    found = []
+    for backend in (DenseAttention, SegmentAttention):
+        inputs = random_inputs(dtype=torch.float32)
+        output = backend(segments, SIZE)(*inputs)
+        output.square().sum().backward()
+        found.append([output.detach(), *(x.grad for x in inputs)])
+    torch.testing.assert_close(*found)
+
+
 def test_flex_mask_equals_the_definition():
     inputs = [x.detach().float() for x in random_inputs()]
     expected = real(DenseAttention(SEGMENTS, SIZE)(*inputs))
