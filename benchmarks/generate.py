@@ -129,14 +129,14 @@ def captions(preset: str, modalities: dict[str, Modality], pairs: int) -> list[C
     requests = [picture(modalities, seed) for seed in range(4)]
     theirs = [their_caption(peer, source, request, TOKENS).tolist() for request in requests]
     found = []
-    for dtype in WAYS:
-        model = prepare(model_of(preset, modalities), dtype)
-
+    for dtype, step in [*((dtype, "") for dtype in WAYS), ("fp32", ", compiled"), ("int8", ", compiled")]:
+        model = prepare(model_of(preset, modalities), dtype)  # type: ignore[arg-type]
+        model.decode_step = CompiledStep(model) if step else None
         ours = partial(_one_by_one, model, modalities, requests)
         same = sum(a == b for own, other in zip(ours(), theirs) for a, b in zip(own, other)) / (4 * TOKENS)
         if dtype == "fp32" and same < 1:
             raise AssertionError(f"{same:.0%} of the tokens are those of transformers, not all")
-        name = f"captions, batch 1, {preset}, {dtype} against fp32, {same:.0%} of the tokens the same"
+        name = f"captions, batch 1, {preset}, {dtype}{step} against fp32, {same:.0%} of the tokens the same"
         found.append(
             compare(
                 name,
