@@ -72,8 +72,8 @@ class SegmentAttention:
     def _alike(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All segments of one shape: nothing has to be copied."""
         ((shape, numbers),) = self.shapes.items()
-        parts = (x.float().unflatten(0, (len(numbers), -1)).transpose(1, 2) for x in (q, k, v))
-        return _attended(*parts, shape).transpose(1, 2).flatten(0, 1).to(q.dtype)
+        a, b, c = (x.float().unflatten(0, (len(numbers), -1)).transpose(1, 2) for x in (q, k, v))
+        return _attended(a, b, c, shape).transpose(1, 2).flatten(0, 1).to(q.dtype)
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, shape: _Shape) -> Tensor:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from anyxform import checkpoint
 from anyxform.dataset import open_datasets
 from anyxform.evaluate import MODEL, evaluate
 from anyxform.loss import batch_loss
-from anyxform.pipeline import Pipeline, load
+from anyxform.pipeline import STARTER, Pipeline, located
 from anyxform.rows import Rows
 from anyxform.selection import choose_items
 
@@ -58,8 +59,8 @@ def teach(pipeline: Pipeline, seconds: float) -> int:
 
 def main(seconds: float, limit: int) -> None:
     torch.manual_seed(0)
-    shipped = load(device="cpu")
-    pipeline = Pipeline(shipped.model, shipped.modalities)  # whose facts no longer hold
+    model, modalities, _ = checkpoint.load(located(STARTER))
+    pipeline = Pipeline(model, modalities)  # whose facts no longer hold
     print(f"{teach(pipeline, seconds)} steps")
     datasets = open_datasets(DATA, pipeline.modalities, root=ROOT, split="instance")
     items = choose_items(
