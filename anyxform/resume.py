@@ -175,6 +175,37 @@ class Saver:
             raise OSError(f"the checkpoint of step {taken.step} cannot be written ({error}): {rest}") from error
 
 
+def first_checkpoint(run_dir: Path, wanted: str | bool | None, *, named: bool) -> Path | None:
+    """Where a run goes on from; None where it starts anew.
+
+    `wanted` is ``auto`` (the newest whole checkpoint of `run_dir`, if there is one), false, or a checkpoint's path.
+    What a killed process left half-written is removed first. ValueError: there is no such checkpoint, or it is not
+    clear from which one to go on.
+    """
+    if wanted == "auto" and not named:
+        raise ValueError("resume=auto needs to know which run: give run_dir=")
+    if wanted:
+        checkpoint.tidy(run_dir / "checkpoints")
+    if wanted == "auto":
+        found, newest = checkpoints(run_dir), newest_whole(run_dir)
+        if found and newest is None:
+            raise ValueError(f"{run_dir} holds no whole checkpoint, {found[-1].name} is broken: give another run_dir")
+        return newest
+    if not wanted:
+        if checkpoints(run_dir):
+            raise ValueError(f"{run_dir} holds a run already: go on with it by resume=auto, or give another run_dir")
+        return None
+    folder = Path(str(wanted))
+    if not is_whole(folder):
+        raise ValueError(
+            f"resume={wanted} is no whole checkpoint: give auto, or a folder such as "
+            f"{run_dir}/checkpoints/step-00000100"
+        )
+    if any(later.name > folder.name for later in checkpoints(run_dir)):
+        raise ValueError(f"{run_dir} holds later checkpoints than {folder.name}: give another run_dir, or resume=auto")
+    return folder
+
+
 def load(folder: Path, state: TrainState, settings: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
     """Bring a fresh state of the same run to where the checkpoint, a whole one (`is_whole`), was taken.
 

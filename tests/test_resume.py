@@ -87,6 +87,16 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, name):
     assert resume.newest_whole(tmp_path) == whole
 
 
+def test_what_a_killed_process_left_is_tidied_before_a_start_is_looked_for(tmp_path):
+    folder = tmp_path / "checkpoints"
+    (folder / ".step-00000007.123.tmp").mkdir(parents=True)
+    assert resume.first_checkpoint(tmp_path, "auto", named=True) is None
+    assert not list(folder.iterdir())
+    whole = saved(tmp_path, toy_state())
+    whole.rename(folder / f".{whole.name}.123.old")  # killed before the new one took its place
+    assert resume.first_checkpoint(tmp_path, "auto", named=True) == whole
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -17,7 +17,6 @@ import yaml
 
 from anyxform import __version__, resume
 from anyxform import train as training
-from anyxform.checkpoint import tidy
 from anyxform.cli.build import Data, build_modalities, listed, modality_classes, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.cli.interrupts import Interrupted, Interrupts
@@ -87,7 +86,7 @@ class Run:
             )
         self.dir = Path(world.first(str(config["run_dir"] or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}")))
         named = config["run_dir"] is not None
-        start = first_checkpoint(self.dir, config["resume"], named=named) if world.leads else None
+        start = resume.first_checkpoint(self.dir, config["resume"], named=named) if world.leads else None
         self.start: Path | None = world.first(start)
         kept = [word for word in overrides if not word.startswith(("run_dir=", "resume="))]
         self.command = shlex.join(["anyxform", "train", *kept, f"run_dir={self.dir}"])
@@ -236,8 +235,6 @@ class Run:
         path.write_text(text)
 
     def _resume(self, checkpoint: Path) -> None:
-        if self.world.leads:
-            tidy(self.dir / "checkpoints")
         resume.load(checkpoint, self.state, self.settings, self.modalities)
         if not self.world.leads:
             return
@@ -366,33 +363,6 @@ class Run:
         )
         self._tell(f"{saved}; go on with: {self.command} resume=auto")
         return 128 + received[0]
-
-
-def first_checkpoint(run_dir: Path, wanted: str | bool | None, *, named: bool) -> Path | None:
-    """Where a run goes on from; None where it starts anew.
-
-    `wanted` is ``auto`` (the newest whole checkpoint of `run_dir`, if there is one), false, or a checkpoint's path.
-    """
-    if wanted == "auto" and not named:
-        raise ValueError("resume=auto needs to know which run: give run_dir=")
-    if wanted == "auto":
-        found, newest = resume.checkpoints(run_dir), resume.newest_whole(run_dir)
-        if found and newest is None:
-            raise ValueError(f"{run_dir} holds no whole checkpoint, {found[-1].name} is broken: give another run_dir")
-        return newest
-    if not wanted:
-        if resume.checkpoints(run_dir):
-            raise ValueError(f"{run_dir} holds a run already: go on with it by resume=auto, or give another run_dir")
-        return None
-    folder = Path(str(wanted))
-    if not resume.is_whole(folder):
-        raise ValueError(
-            f"resume={wanted} is no whole checkpoint: give auto, or a folder such as "
-            f"{run_dir}/checkpoints/step-00000100"
-        )
-    if any(later.name > folder.name for later in resume.checkpoints(run_dir)):
-        raise ValueError(f"{run_dir} holds later checkpoints than {folder.name}: give another run_dir, or resume=auto")
-    return folder
 
 
 def _trained_by(text: str) -> dict[str, Any]:
