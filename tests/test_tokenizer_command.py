@@ -96,4 +96,5 @@ def test_the_shipped_configs_build_their_modality(name: str) -> None:
     config = tokenizer.compose("tokenizer", [f"modality={name}"])
     arguments = dict(config["modality"])
     saved = registry()[arguments.pop("name")](**arguments).config()
+    arguments.pop("pretrained", None)  # what was downloaded is in the weights
     assert {key: saved[key] for key in arguments} == arguments
