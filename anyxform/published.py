@@ -67,21 +67,23 @@ class Published:
         config = self.config
         rope = config.get("rope_parameters") or {}
         try:
-            dim, heads = config["hidden_size"], config["num_attention_heads"]
+            dim, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
             return {
                 "dim": dim,
-                "depth": config["num_hidden_layers"],
+                "depth": int(config["num_hidden_layers"]),
                 "num_heads": heads,
-                "num_kv_heads": config.get("num_key_value_heads") or heads,
-                "head_dim": config.get("head_dim") or dim // heads,
-                "hidden_dim": config["intermediate_size"],
+                "num_kv_heads": int(config.get("num_key_value_heads") or heads),
+                "head_dim": int(config.get("head_dim") or dim // heads),
+                "hidden_dim": int(config["intermediate_size"]),
                 "rope_theta": float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-                "norm_eps": config.get("rms_norm_eps", 1e-6),
+                "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
                 "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
                 **ARCHITECTURES[self.architecture],
             }
         except KeyError as error:
             raise ValueError(f"{self.folder}/config.json lacks {error.args[0]}: it is not whole") from None
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"{self.folder}/config.json has a size that is none: {error}") from None
 
     def modality(self, name: str, **arguments: Any) -> Modality | None:
         kind = get_modality(name)

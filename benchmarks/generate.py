@@ -329,13 +329,17 @@ COMPARED = {"captions": captions, "compiled": compiled, "transcripts": transcrip
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*COMPARED, "bandwidth"], default=[*COMPARED, "bandwidth"])
+    every = [*COMPARED, "bandwidth"]
+    parser.add_argument("parts", nargs="*", metavar="|".join(every))  # argparse would hold a default to its choices
     parser.add_argument("--preset", choices=list(PRESETS), default="mini")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="sizes of a batch (bandwidth)"
     )
     options = parser.parse_args()
+    options.parts = options.parts or every
+    if unknown := set(options.parts) - set(every):
+        parser.error(f"there is no part {unknown.pop()}: give some of {', '.join(every)}")
     torch.set_num_threads(int(os.environ.get("THREADS", "1")))
     before, modalities = calibration(), starter.modalities()
     results = [

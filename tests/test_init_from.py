@@ -135,6 +135,7 @@ def test_a_tokenizer_that_changes_texts_is_refused(llama: Path, tmp_path: Path) 
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding windows"),
         ({"quantization_config": {"bits": 4}}, "quantization_config="),
         ({"hidden_size": None}, "config.json lacks hidden_size"),
+        ({"hidden_size": "wide"}, "config.json has a size that is none"),
         ({"intermediate_size": 96}, r"mlp.\w+_proj.weight has shape \(.*\), but by its config.json \("),
         ({"num_hidden_layers": 3}, "lacks model.layers.2"),
         ({"num_hidden_layers": 1}, "has model.layers.1"),

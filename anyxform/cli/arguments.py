@@ -22,8 +22,7 @@ def short(number: float) -> str:
 
 
 def there(given: str, test: Callable[[Path], bool]) -> bool:
-    """Whether an argument is a path for which the test holds."""
-    """Whether a path passes a test such as `Path.is_file`; what is too long for a path does not."""
+    """Whether an argument is a path that passes a test such as `Path.is_file`; what is too long for one does not."""
     try:
         return bool(given) and test(Path(given))
     except OSError:  # longer than a path may be: a text
