@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from anyxform.cache import advance, prefill
@@ -341,6 +342,7 @@ def main() -> None:
     if unknown := set(options.parts) - set(every):
         parser.error(f"there is no part {unknown.pop()}: give some of {', '.join(every)}")
     torch.set_num_threads(int(os.environ.get("THREADS", "1")))
+    transformers.logging.set_verbosity_error()  # it repeats remarks at every call
     before, modalities = calibration(), starter.modalities()
     results = [
         it
