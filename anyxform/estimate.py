@@ -145,14 +145,32 @@ def operations() -> FlopCounterMode:
         aten._scaled_dot_product_flash_attention_for_cpu,
         aten._scaled_dot_product_flash_attention_for_cpu_backward,
     )
-    formulas: dict[Any, Callable[..., int]] = {
-        kernel: lambda query, key, value, *_, **__: _attention(query, key, 2),
-        gradient: lambda grad, query, key, value, *_, **__: _attention(query, key, 5),
-    }
+    formulas: dict[Any, Callable[..., int]] = {kernel: _attention, gradient: _attention_backward}
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
-def _attention(query: Sequence[int], key: Sequence[int], products: int) -> int:
-    """So many matrix products of queries ``[B, H, T, C]`` with keys ``[B, G, S, C]``."""
+def _attention(
+    query: Sequence[int], key: Sequence[int], value: Any, dropout: float = 0.0, causal: bool = False, **_: Any
+) -> int:
+    return 2 * _product(query, key, causal)
+
+
+def _attention_backward(
+    gradient: Any,
+    query: Sequence[int],
+    key: Sequence[int],
+    value: Any,
+    output: Any,
+    logsumexp: Any,
+    dropout: float,
+    causal: bool,
+    **_: Any,
+) -> int:
+    return 5 * _product(query, key, causal)
+
+
+def _product(query: Sequence[int], key: Sequence[int], causal: bool) -> int:
+    """One product of queries ``[B, H, T, C]`` with keys ``[B, G, S, C]``; causal, of each with those up to its own."""
     batch, heads, rows, width = query
-    return 2 * products * batch * heads * rows * key[2] * width
+    pairs = rows * (rows + 1) // 2 if causal else rows * key[2]
+    return 2 * batch * heads * pairs * width

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from anyxform.budget import Setting, memory, plan, speed
@@ -13,6 +14,7 @@ from anyxform.estimate import estimate
 from anyxform.hardware import DEVICES, device
 from anyxform.loss import batch_loss
 from anyxform.optim import adamw
+from anyxform.sequence import Example, Target, pack
 from tests.toy import toys
 from tests.toy_training import CONDITIONS, toy_model, toy_row
 
@@ -56,6 +58,19 @@ def test_operations_are_those_that_are_done():
     found = cost()
     assert found.forward + found.backward == pytest.approx(real.get_total_flops() + attention, rel=1e-6)
     assert cost(recompute=True).backward > found.backward and cost(recompute=True).forward == found.forward
+
+
+def test_of_text_alone_only_what_is_seen_is_counted():
+    """The kernel leaves the rest out."""
+    codes = torch.zeros(20, 1, dtype=torch.long)
+    target = Target("text", codes, torch.arange(20)[:, None], toys()["text"].vocab_size, False)
+    row = pack([Example("key", "text>text", (), (), target)] * 3, CONDITIONS)
+    with FlopCounterMode(display=False) as real:
+        batch_loss(toy_model(**SIZES), row)[0].backward()
+    found = estimate(SIZES, toys(), list(CONDITIONS), [row])
+    pairs = 3 * 20 * 21 // 2
+    attention = 2 * 7 * 4 * pairs * 16 * 3
+    assert found.forward + found.backward == pytest.approx(real.get_total_flops() + attention, rel=1e-6)
 
 
 def test_the_optimizers_state_is_counted():

@@ -244,6 +244,14 @@ def check_line(capsys: pytest.CaptureFixture[str], message: str) -> None:
     assert "Traceback" not in said.err
 
 
+def test_a_mistake_in_how_examples_are_made_leaves_no_folder(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tiny.train(tmp_path / "run", "data.other_decoding=much")) == 2
+    check_line(capsys, "data.other_decoding=much is no share: give 0 to 1, or one for each modality")
+    assert not (tmp_path / "run").exists()
+
+
 def test_resuming_needs_to_know_the_run(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(tiny.train(None, "resume=auto")) == 2
     check_line(capsys, "resume=auto needs to know which run: give run_dir=")

@@ -189,11 +189,11 @@ class Run:
         if state.step >= options["steps"]:
             self._tell(f"{self.start} has been trained for {state.step} steps: for more, give a larger train.steps")
             return 0
+        pad = options["compile"] or self.device.type == "cuda"
+        rows = self.rows(pad)  # whose mistakes are said before anything is written
         if self.world.leads:
             self.dir.mkdir(parents=True, exist_ok=True)
             self._write_config()
-        pad = options["compile"] or self.device.type == "cuda"
-        rows = self.rows(pad)
         shown = display(options["steps"], state.step, every=options["log_every"]) if self.world.leads else Silent()
         saver = resume.Saver(self.dir, self.keep, failed=shown.say)
         writing = Journal(self.dir, state.step) if self.world.leads else nullcontext()
