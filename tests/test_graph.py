@@ -106,6 +106,17 @@ def test_a_modality_that_fixes_its_size_is_an_error(tmp_path: Path) -> None:
 ONNX = ["--format", "onnx"]
 
 
+def test_a_damaged_shard_that_graphs_are_compared_on_is_named(
+    tiny: Tiny, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = next((tiny.root / "shapes").glob("train-*.tar"))
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2 + 700])
+    words = ["--format", "torch", "--from", "image", "--to", "text:en", "--items", "1", "--on", str(cut)]
+    assert main(["export", str(checkpoint), str(tmp_path / "graphs"), *words]) == 0
+    assert f"{cut} does not end as a tar does" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,6 +1,7 @@
 """`anyxform export CHECKPOINT OUT --format onnx --from image --to text:en`: one direction as graphs."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,8 @@ def _held_out(task: "Task", options: argparse.Namespace) -> Iterator[list[Any]]:
 
     fields = dict(pair(it) for it in options.fields)
     samples = Dataset("--on", shards_of(options.on), extensions=extensions_of(task.modalities), fields=fields)
+    for line in samples.damage:
+        print(line, file=sys.stderr)
     for readers in samples.readable():
         item = []
         for wanted, source in zip(task.direction.sources, task.sources):
