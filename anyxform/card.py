@@ -98,7 +98,19 @@ def _training(facts: Mapping[str, Any]) -> str:
     }
     rows = [[name, value] for name, value in named.items() if value not in ("", None)]
     command = f"\n\n```sh\n{facts['command']}\n```" if "command" in facts else ""
-    return table(["", "recorded"], rows) + command
+    return table(["", "recorded"], rows) + command + _began_with(facts.get("began_with", ()))
+
+
+def _began_with(history: Sequence[Mapping[str, Any]]) -> str:
+    """The runs before: what they cost belongs to the model too."""
+    lines = []
+    for run in history:
+        cost = [f"{run[key]:,} {key}" for key in ("steps", "tokens", "hours") if key in run]
+        said = [run.get("architecture", ""), *cost, f"`{run['command']}`" if "command" in run else ""]
+        lines.append(
+            f"- It began with the weights of {run['name']}: {', '.join(filter(None, said)) or 'not recorded'}."
+        )
+    return "".join(f"\n{line}" for line in ["", *lines]) if lines else ""
 
 
 def _earlier(names: Sequence[str]) -> str:

@@ -31,6 +31,10 @@ class Origin(Protocol):
     def sizes(self) -> dict[str, Any]:
         """The arguments of `Transformer` that they decide."""
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What these weights were trained by, the first run first: plain values, for the facts of a checkpoint."""
+
     def modality(self, name: str, **arguments: Any) -> Modality | None:
         """The modality with these arguments and the tokenizer that is found there; None if there is none for it."""
 
@@ -48,6 +52,8 @@ def open_origin(path: str | Path) -> Origin:
     return Own(folder, checkpoint.read_config(folder))
 
 
+RECORDED = ("steps", "tokens", "hours", "command")
+"""What is kept of how an origin of our own was trained."""
 SAMPLES = 8
 """Examples by which two tokenizers are compared."""
 
@@ -66,6 +72,14 @@ class Own:
     def sizes(self) -> dict[str, Any]:
         sizes = {key: value for key, value in self.config["model"].items() if "dropout" not in key}
         return {"qk_norm": True, **sizes}  # which older ones do not mention
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        facts = self.config.get("facts", {})
+        run = self.folder.resolve()
+        name = run.parents[1].name if run.parent.name == "checkpoints" else run.name
+        recorded = {key: facts[key] for key in RECORDED if key in facts}
+        return [*facts.get("began_with", []), {"name": name, **recorded}]
 
     def modality(self, name: str, **arguments: Any) -> Modality | None:
         if name not in self.config["modalities"]:

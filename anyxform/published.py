@@ -85,6 +85,10 @@ class Published:
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ValueError(f"{self.folder}/config.json has a size that is none: {error}") from None
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return [{"name": self.folder.resolve().name, "architecture": self.architecture}]
+
     def modality(self, name: str, **arguments: Any) -> Modality | None:
         kind = get_modality(name)
         found = kind.published(self.folder)

@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from anyxform import checkpoint
 from anyxform.cli import main
 from anyxform.init_from import open_origin, told
 from anyxform.modality import get_modality
@@ -196,6 +197,26 @@ def test_a_run_begins_with_a_language_model_and_goes_on_without_it(
     shutil.rmtree(folder)
     assert main(tiny.train(tmp_path / "run", *words, "train.steps=4", "resume=auto")) == 0
     assert torch.equal(weights(tmp_path / "run")["blocks.1.mlp.down.weight"], own["blocks.1.mlp.down.weight"])
+
+
+def facts(run: Path) -> dict[str, Any]:
+    recorded: dict[str, Any] = json.loads((checkpoint.find(run) / "config.json").read_text())["facts"]
+    return recorded
+
+
+def test_what_it_began_with_is_kept_on_record(llama: Path, tiny: Tiny, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(tiny.train(first, f"model.init_from={llama}", "train.steps=1")) == 0
+    assert main(tiny.train(second, f"model.init_from={first}", "train.steps=1")) == 0
+    shutil.rmtree(first)
+    assert main(tiny.train(second, f"model.init_from={first}", "train.steps=2", "resume=auto")) == 0
+    published, ours = facts(second)["began_with"]
+    assert published == {"name": llama.name, "architecture": "LlamaForCausalLM"}
+    assert ours["name"] == "first" and ours["steps"] == 1 and ours["tokens"] > 0 and "train.steps=1" in ours["command"]
+    assert main(["card", str(second)]) == 0
+    card = (second / "MODEL_CARD.md").read_text()
+    assert f"- It began with the weights of {llama.name}: LlamaForCausalLM.\n" in card
+    assert f"- It began with the weights of first: 1 steps, {ours['tokens']} tokens, " in card
 
 
 def test_what_fits_of_a_checkpoint_of_ours_is_taken(

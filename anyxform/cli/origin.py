@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from anyxform.checkpoint import read_config
 from anyxform.init_from import Origin, open_origin
 from anyxform.pipeline import located
 
@@ -18,6 +19,13 @@ def origin_of(model: Mapping[str, Any], start: Path | None = None) -> Origin | N
     if model.get(KEY) is None:
         return None
     return open_origin(start or located(str(model[KEY])))
+
+
+def began_with(origin: Origin | None, start: Path | None = None) -> list[dict[str, Any]]:
+    """The runs whose weights a run began with; one that goes on from the checkpoint `start` finds them noted there."""
+    if start is not None:
+        return list(read_config(start).get("facts", {}).get("began_with", []))
+    return [] if origin is None else origin.history
 
 
 def sized(model: Mapping[str, Any], origin: Origin | None, overrides: Sequence[str]) -> dict[str, Any]:

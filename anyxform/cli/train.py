@@ -21,7 +21,7 @@ from anyxform.cli.build import Data, build_modalities, listed, modality_classes,
 from anyxform.cli.conf import compose
 from anyxform.cli.interrupts import Interrupted, Interrupts
 from anyxform.cli.launch import LOST, elsewhere
-from anyxform.cli.origin import arguments, origin_of, sized
+from anyxform.cli.origin import arguments, began_with, origin_of, sized
 from anyxform.data import Counts
 from anyxform.distributed import ALONE, Lost, Parallel, World, joined, whole_model
 from anyxform.field import did_you_mean
@@ -93,6 +93,7 @@ class Run:
         self.device = pick_device(self.options["device"])  # in a world of many, torch's current one
         self.data = Data.open(config["data"], modality_classes(config["modality"]))
         self.origin = origin_of(config["model"], self.start)
+        self.began_with = began_with(self.origin, self.start)
         config["model"] = sized(config["model"], self.origin, overrides)
         self.modalities = build_modalities(config["modality"], config["tokenizers"], self.origin)
         self.taken = ""
@@ -135,6 +136,7 @@ class Run:
         state = self.state
         return {
             "command": self.command,
+            "began_with": self.began_with,
             "seed": self.config["seed"],
             "steps": state.step,
             "tokens": state.tokens,
