@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from anyxform import sharded_files
 from anyxform.modality import Modality, registry
 from anyxform.model import Transformer
+from anyxform.sharded_files import Part
 from anyxform.sharding import fill, whole
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 Contents = dict[str, Any]
-"""Files by name: tensors by name for one that ends with .safetensors, plain values for one that ends with .json."""
+"""Files by name: for one that ends with .safetensors tensors by name, or this process's part of them; plain values for
+one that ends with .json."""
 
 
 @contextmanager
@@ -41,15 +44,20 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
-        if folder.exists():  # a rename cannot replace a folder that holds something
-            folder.rename(old)
-        temporary.rename(folder)
-        _sync(folder.parent)
+        _put(temporary, folder, old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _put(temporary: Path, folder: Path, old: Path) -> None:
+    """Give a folder that is all on disk its name; what has it is moved to `old`."""
+    for path in [*temporary.rglob("*"), temporary]:
+        _sync(path)
+    if folder.exists():  # a rename cannot replace a folder that holds something
+        folder.rename(old)
+    temporary.rename(folder)
+    _sync(folder.parent)
 
 
 def tidy(parent: Path) -> None:
@@ -84,10 +92,18 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read ({error}): take another checkpoint, or copy it again") from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors; a ValueError says if it is missing or broken."""
+def holds(path: Path) -> bool:
+    """Whether there is a file of tensors, or a folder of its parts."""
+    return path.is_file() or path.with_suffix("").is_dir()
+
+
+def read_tensors(path: Path, like: Callable[[str], Tensor | None] = lambda name: None) -> dict[str, Tensor]:
+    """A safetensors file's tensors, whole; a ValueError says if it is missing or broken.
+
+    Where its parts are there in its place, they are put together, or parted anew as what `like` gives for a name is.
+    """
     try:
-        return load_file(path)
+        return sharded_files.read(parts, like) if (parts := path.with_suffix("")).is_dir() else load_file(path)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: the checkpoint or tokenizer is not whole") from None
     except (OSError, SafetensorError) as error:
@@ -141,14 +157,14 @@ def contents(
     weights: Mapping[str, Tensor] | None = None,
     directions: list[str] | None = None,
     facts: Mapping[str, Any] | None = None,
-    dtype: torch.dtype | None = None,
-    keep: bool = True,
+    copy: Callable[[Mapping[str, Tensor]], Any] | None = None,
 ) -> Contents:
     """What inference needs, copied: `weights` (their average, say) or the model's own, and the modalities.
 
-    `directions` are those trained on; `facts` say how (plain values, for a model card). `dtype`: of the floating-point
-    tensors; None leaves them as they are. `keep`: see `copied`.
+    `directions` are those trained on; `facts` say how (plain values, for a model card). `copy`: of a file's tensors;
+    None: `copied`.
     """
+    copy = copy or copied
     config = {
         "format": FORMAT,
         "model": model.config(),
@@ -161,8 +177,8 @@ def contents(
     states = {f"{name}.{key}": tensor for name, it in modalities.items() for key, tensor in it.state().items()}
     return {
         "config.json": config,
-        "model.safetensors": copied({name: (weights or own)[name] for name in own}, dtype, keep),
-        "modalities.safetensors": copied(states, dtype, keep),
+        "model.safetensors": copy({name: (weights or own)[name] for name in own}),
+        "modalities.safetensors": copy(states),
     }
 
 
@@ -182,13 +198,52 @@ def copied(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, keep
 
 def write(folder: Path, files: Contents) -> None:
     """Write the files into an existing folder, and last their manifest."""
+    _write_manifest(folder, _write_files(folder, files))
+
+
+def write_together(folder: Path, files: Contents, process: int, processes: int, timeout: float) -> None:
+    """Write a folder of which every process has its own `files`; it appears whole once the first has seen them all.
+
+    OSError: this one's cannot be written; in the first process, also another's, or they do not come for `timeout`
+    seconds.
+    """
+    temporary = folder.parent / f".{folder.name}.tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    try:
+        try:
+            written = _write_files(temporary, files)
+            for name in written:
+                _sync(temporary / name)
+        except (OSError, SafetensorError) as error:
+            sharded_files.write_note(temporary, process, {"error": str(error)})
+            raise
+        sharded_files.write_note(temporary, process, {"files": written})
+        if process == 0:
+            notes = sharded_files.read_notes(temporary, processes, timeout)
+            _write_manifest(temporary, {name: entry for note in notes for name, entry in note["files"].items()})
+            _put(temporary, folder, temporary.with_suffix(".old"))
+    finally:
+        if process == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary.with_suffix(".old"), ignore_errors=True)
+
+
+def _write_files(folder: Path, files: Contents) -> dict[str, dict[str, Any]]:
+    """Their sizes and digests by name; a part lies in a folder that is named as the whole would be."""
+    paths: list[Path | None] = []
     for name, content in files.items():
-        if name.endswith(".json"):
-            write_json(folder / name, content)
-        else:
-            save_file(content, folder / name)
-    digests = {name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in files}
-    write_json(folder / MANIFEST, {"format": FORMAT, "files": digests})
+        path = folder / name
+        if isinstance(content, Part):
+            paths.append(content.write(path.with_suffix("")))
+            continue
+        write_json(path, content) if name.endswith(".json") else save_file(content, path)
+        paths.append(path)
+    found = [path for path in paths if path is not None]
+    return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in found}
+
+
+def _write_manifest(folder: Path, files: Mapping[str, Any]) -> None:
+    write_json(folder / MANIFEST, {"format": FORMAT, "files": dict(files)})
 
 
 def verify(folder: Path) -> None:
@@ -275,13 +330,18 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def load_tensors(own: Mapping[str, Tensor], path: Path) -> None:
     """Copy a file's tensors into `own`, which must have exactly these names and shapes."""
-    saved = read_tensors(path)
-    for name in sorted(own.keys() | saved.keys()):
-        if name not in own or name not in saved:
-            where = "the model" if name in saved else "the file"
+    parts = path.with_suffix("")
+    saved = dict[str, Tensor]() if parts.is_dir() else read_tensors(path)
+    there = sharded_files.shapes(parts) if parts.is_dir() else {name: tensor.shape for name, tensor in saved.items()}
+    for name in sorted(own.keys() | there.keys()):
+        if name not in own or name not in there:
+            where = "the model" if name in there else "the file"
             raise ValueError(f"{path} is of another model: {name} is not in {where}")
-        if own[name].shape != saved[name].shape:
+        if own[name].shape != there[name]:
             raise ValueError(
-                f"{path} is of another model: {name} has shape {tuple(saved[name].shape)}, not {tuple(own[name].shape)}"
+                f"{path} is of another model: {name} has shape {tuple(there[name])}, not {tuple(own[name].shape)}"
             )
-        fill(own[name], saved[name])
+    if parts.is_dir():
+        sharded_files.fill(own, parts)
+    for name, tensor in saved.items():
+        fill(own[name], tensor)

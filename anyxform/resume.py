@@ -4,6 +4,7 @@ run_dir/checkpoints/latest                          the name of the newest
 run_dir/checkpoints/step-00000100/                  see `anyxform.checkpoint`, and
     weights.safetensors                             the raw weights, where model.safetensors is their average
     optimizer.safetensors                           tensors named "<parameter>.<state>"
+    model/, weights/, optimizer/                    in place of these files, where every process writes its own part
     state.json                                      step, position in the data, counts, settings that must not change
 
 A run's checkpoints are copied in memory, which is what the training waits for, and written beside it (`Saver`).
@@ -23,11 +24,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from anyxform import checkpoint
+from anyxform.distributed import ALONE, World
 from anyxform.modality import Modality
-from anyxform.sharding import parted
+from anyxform.sharded_files import Part, part
+from anyxform.sharding import is_parted, parted
 from anyxform.train import TrainState
 
 PREFIX = "step-"
+TIMEOUT = 600.0
+"""Seconds that the process that leads waits for the other parts of a sharded checkpoint."""
 COUNTS = ("step", "position", "tokens", "skipped", "seconds")
 
 
@@ -47,8 +52,11 @@ def is_whole(folder: Path) -> bool:
         checkpoint.verify(folder)
         for name in ("config.json", "state.json"):
             json.loads((folder / name).read_text(encoding="utf-8"))
-        files = {folder / f"{name}.safetensors" for name in ("model", "modalities", "optimizer")}
-        for path in files | set(folder.glob("*.safetensors")):
+        needed = {folder / f"{name}.safetensors" for name in ("model", "modalities", "optimizer")}
+        parts = {path for path in needed if path.with_suffix("").is_dir()}
+        if parts and not (folder / checkpoint.MANIFEST).is_file():  # which alone says how many there must be
+            return False
+        for path in (needed - parts) | set(folder.rglob("*.safetensors")):
             with safe_open(path, framework="pt"):
                 pass
     except (OSError, ValueError, SafetensorError):
@@ -58,10 +66,15 @@ def is_whole(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of a run as it stands at a step, whatever the training does next."""
+    """A copy of a run as it stands at a step, whatever the training does next.
+
+    `files`: all, in the process that leads; in another one its parts of those of which every process writes its own.
+    """
 
     step: int
     files: checkpoint.Contents
+    world: World = ALONE
+    sharded: bool = False
 
 
 def snapshot(
@@ -72,21 +85,30 @@ def snapshot(
     directions: list[str],
     facts: Mapping[str, Any],
     val_loss: float | None = None,
-    keep: bool = True,
+    world: World = ALONE,
+    sharded: bool = False,
 ) -> Snapshot:
     """Copy all that a checkpoint holds. `settings` are those that must be the same when the run goes on (see `load`).
 
-    `val_loss`: of the weights for inference, by which the best checkpoint is told. All processes of a run call this;
-    the one that writes is to `keep` the copy.
+    `val_loss`: of the weights for inference, by which the best checkpoint is told. All processes of a `world` call
+    this. The one that leads has the copy; with `sharded`, each has its own part of tensors that are parted.
     """
+
+    def copy(tensors: Mapping[str, Tensor]) -> Part | dict[str, Tensor]:
+        if sharded and any(map(is_parted, tensors.values())):
+            return part(tensors, world.rank, world.size)
+        return checkpoint.copied(tensors, keep=world.leads)
+
     average = None if state.ema is None else state.ema.weights
-    files = checkpoint.contents(state.model, modalities, weights=average, directions=directions, facts=facts, keep=keep)
+    files = checkpoint.contents(state.model, modalities, weights=average, directions=directions, facts=facts, copy=copy)
     if average is not None:
-        files["weights.safetensors"] = checkpoint.copied(checkpoint.model_tensors(state.model), keep=keep)
-    files["optimizer.safetensors"] = checkpoint.copied(_optimizer_tensors(state), keep=keep)
+        files["weights.safetensors"] = copy(checkpoint.model_tensors(state.model))
+    files["optimizer.safetensors"] = copy(_optimizer_tensors(state))
     counts = {name: getattr(state, name) for name in COUNTS}
     files["state.json"] = json.loads(json.dumps({**counts, "settings": dict(settings), "val_loss": val_loss}))
-    return Snapshot(state.step, files)
+    if not world.leads:
+        files = {name: content for name, content in files.items() if isinstance(content, Part)}
+    return Snapshot(state.step, files, world, sharded)
 
 
 @dataclass(frozen=True)
@@ -119,11 +141,20 @@ def _val_loss(folder: Path) -> float | None:
     return loss if isinstance(loss, float) else None
 
 
-def write(run_dir: Path, taken: Snapshot, keep: Keep = Keep()) -> Path:
-    """Write a checkpoint, point `latest` at it and delete those that need not be kept."""
+def write(run_dir: Path, taken: Snapshot, keep: Keep = Keep(), timeout: float = TIMEOUT) -> Path:
+    """Write a checkpoint, point `latest` at it and delete those that need not be kept.
+
+    Of a sharded one every process calls this, and the one that leads does the rest once it has seen all parts; it waits
+    for them for `timeout` seconds.
+    """
     folder = run_dir / "checkpoints" / f"{PREFIX}{taken.step:08d}"
-    with checkpoint.atomic_folder(folder) as temporary:
-        checkpoint.write(temporary, taken.files)
+    if taken.sharded:
+        checkpoint.write_together(folder, taken.files, taken.world.rank, taken.world.size, timeout)
+        if not taken.world.leads:
+            return folder
+    else:
+        with checkpoint.atomic_folder(folder) as temporary:
+            checkpoint.write(temporary, taken.files)
     pointer = folder.parent / ".latest"
     pointer.write_text(folder.name + "\n", encoding="utf-8")
     pointer.replace(folder.parent / "latest")
@@ -139,8 +170,14 @@ class Saver:
     tried like any other.
     """
 
-    def __init__(self, run_dir: Path, keep: Keep = Keep(), failed: Callable[[str], None] = lambda text: None) -> None:
-        self.run_dir, self.keep, self.failed = run_dir, keep, failed
+    def __init__(
+        self,
+        run_dir: Path,
+        keep: Keep = Keep(),
+        failed: Callable[[str], None] = lambda text: None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.run_dir, self.keep, self.failed, self.timeout = run_dir, keep, failed, timeout
         self._thread = ThreadPoolExecutor(max_workers=1)
         self.writing: Future[Path] | None = None
 
@@ -168,7 +205,7 @@ class Saver:
 
     def _write(self, taken: Snapshot) -> Path:
         try:
-            return write(self.run_dir, taken, self.keep)
+            return write(self.run_dir, taken, self.keep, self.timeout)
         except (OSError, SafetensorError) as error:
             before = newest_whole(self.run_dir)
             rest = f"the run can go on from {before}" if before else "there is none before it"
@@ -222,13 +259,12 @@ def load(folder: Path, state: TrainState, settings: Mapping[str, Any], modalitie
         )
     _check_modalities(folder, config["modalities"], modalities)
     raw = folder / "weights.safetensors"
-    checkpoint.load_tensors(
-        checkpoint.model_tensors(state.model), raw if raw.exists() else folder / "model.safetensors"
-    )
+    raw = raw if checkpoint.holds(raw) else folder / "model.safetensors"
+    checkpoint.load_tensors(checkpoint.model_tensors(state.model), raw)
     if state.ema is not None:
         averages = {name: state.ema.weights[name] for name in checkpoint.model_tensors(state.model)}
         checkpoint.load_tensors(averages, folder / "model.safetensors")
-    _load_optimizer(state, checkpoint.read_tensors(folder / "optimizer.safetensors"))
+    _load_optimizer(state, folder / "optimizer.safetensors")
     for name in COUNTS:
         setattr(state, name, saved[name])
 
@@ -277,11 +313,11 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     return {f"{names[number]}.{key}": tensor for number, part in parts.items() for key, tensor in part.items()}
 
 
-def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
+def _load_optimizer(state: TrainState, path: Path) -> None:
     numbers = {name: number for number, name in enumerate(_names(state))}
     like = dict(state.model.named_parameters())
     parts: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in checkpoint.read_tensors(path, lambda key: like.get(key.rpartition(".")[0])).items():
         name, _, part = key.rpartition(".")
         if name not in numbers:
             raise ValueError(f"the checkpoint's optimizer knows a parameter that the model lacks: {name}")

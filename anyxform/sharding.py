@@ -27,6 +27,12 @@ def own(tensor: Tensor) -> Tensor:
     return parts.to_local() if is_parted(tensor) else tensor
 
 
+def offsets(tensor: Tensor) -> list[int]:
+    """The index in the whole tensor at which the part of this process begins."""
+    parts: Any = tensor
+    return list(parts.__create_chunk_list__()[0].offsets) if is_parted(tensor) else [0] * tensor.dim()
+
+
 def parted(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, which every process has, parted as another of its shape is."""
     if not is_parted(like) or is_parted(tensor) or tensor.shape != like.shape:

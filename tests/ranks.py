@@ -1,6 +1,6 @@
 """What one of several processes does in tests/test_distributed.py: train the toy model, and write down what came out.
 
-torchrun --nproc-per-node N -m tests.ranks OUT STRATEGY OPTIMIZER
+torchrun --nproc-per-node N -m tests.ranks OUT STRATEGY OPTIMIZER CHECKPOINT
 """
 
 import os
@@ -37,21 +37,21 @@ def prepared(world: World, strategy: str, optimizer: str) -> tuple[TrainState, P
     return TrainState(model, CHOICES[optimizer](model, lr=3e-3), EMA(model, 0.9)), parallel
 
 
-def run(out: Path, world: World, strategy: str, optimizer: str) -> None:
+def run(out: Path, world: World, strategy: str, optimizer: str, checkpoint: str) -> None:
     """Train to SWITCH, save, go on from that in a fresh state to STEPS, and save what is seen by every process."""
-    found = []
+    found, sharded = [], checkpoint == "sharded"
     for last in (SWITCH, STEPS):
         state, parallel = prepared(world, strategy, optimizer)
-        checkpoint = out / "checkpoints" / f"step-{SWITCH:08d}"
+        saved = out / "checkpoints" / f"step-{SWITCH:08d}"
         if last > SWITCH:
-            resume.load(checkpoint, state, {}, toys())
+            resume.load(saved, state, {}, toys())
         numbers = [n for n in range(state.step * ROWS, last * ROWS) if n % ROWS in share_of(ROWS, world)]
         rows = ((row(number), number) for number in numbers)
         options = {"rows_per_step": ROWS, "exit_every": 2, "clip": 0.5, "parallel": parallel}
         for metrics in train(state, rows, steps=last, lr=lambda step: 3e-3, **options):
             found.append({name: metrics[name] for name in ("loss", "directions", "grad_norm", "tokens")})
-        taken = resume.snapshot(state, toys(), settings={}, directions=[], facts={}, keep=world.leads)
-        if world.leads:
+        taken = resume.snapshot(state, toys(), settings={}, directions=[], facts={}, world=world, sharded=sharded)
+        if world.leads or sharded:
             resume.write(out, taken)
         world.gather(None)  # it is on disk
     batches = [row(number) for number in range(100, 104)][world.rank :: world.size]

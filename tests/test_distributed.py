@@ -13,17 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from anyxform.checkpoint import read_tensors
+from anyxform.cli import main
 from tests.tiny import Tiny
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
-def processes(out: Path, count: int, strategy: str, optimizer: str) -> list[dict[str, Any]]:
+def processes(out: Path, count: int, strategy: str, optimizer: str, kind: str = "whole") -> list[dict[str, Any]]:
     """What each process of `tests.ranks` saw."""
     out.mkdir()
     start = [sys.executable] if count == 1 else [*TORCHRUN, f"--nproc-per-node={count}"]
-    command = [*start, "-m", "tests.ranks", str(out), strategy, optimizer]
+    command = [*start, "-m", "tests.ranks", str(out), strategy, optimizer, kind]
     done = subprocess.run(command, check=False, env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(out / f"rank-{rank}.pt") for rank in range(count)]
@@ -39,15 +41,20 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dic
 
 
 @pytest.mark.parametrize(
-    ("count", "strategy", "optimizer"),
-    [(2, "ddp", "adamw"), (2, "fsdp", "muon"), (4, "fsdp", "sgd"), (4, "ddp", "sgd")],
+    ("count", "strategy", "optimizer", "kind"),
+    [
+        (2, "ddp", "adamw", "whole"),
+        (2, "fsdp", "muon", "sharded"),
+        (4, "fsdp", "sgd", "whole"),
+        (4, "ddp", "sgd", "sharded"),
+    ],
 )
-def test_processes_together_train_as_one_does(tmp_path, alone, count, strategy, optimizer):
+def test_processes_together_train_as_one_does(tmp_path, alone, count, strategy, optimizer, kind):
     """Losses, norms, clipped gradients, averages and the weights after a resume; rows are fewer or more than processes
     by one, lack modalities, and differ in length; blocks are skipped, recomputed and read early."""
     out, expected = alone[optimizer]
     close = 1e-3 if optimizer == "muon" else 1e-5  # muon orthogonalises in bf16
-    every = processes(tmp_path / "many", count, strategy, optimizer)
+    every = processes(tmp_path / "many", count, strategy, optimizer, kind)
     for found in every:
         for one, other in zip(expected["steps"], found["steps"], strict=True):
             for name in ("loss", "directions", "grad_norm", "tokens"):
@@ -57,7 +64,8 @@ def test_processes_together_train_as_one_does(tmp_path, alone, count, strategy, 
         same(found["whole"], expected["whole"], exactly=optimizer == "sgd")
     for name in ("model", "weights", "optimizer"):
         file = f"checkpoints/step-00000006/{name}.safetensors"
-        same(load_file(tmp_path / "many" / file), load_file(out / file), exactly=optimizer == "sgd")
+        assert (tmp_path / "many" / file).exists() == (strategy == "ddp" or kind == "whole")
+        same(read_tensors(tmp_path / "many" / file), load_file(out / file), exactly=optimizer == "sgd")
 
 
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], exactly: bool) -> None:
@@ -85,8 +93,14 @@ def test_the_command_trains_in_processes_and_goes_on_in_another_number(tiny, tmp
     rate = "optim.schedule=constant"
     process = train(tiny, whole, rate)
     assert process.wait(100) == 0, process.communicate()[1]
-    process = train(tiny, parted, rate, "train.steps=4", "distributed=fsdp", "distributed.processes=2")
-    assert process.wait(100) == 0, process.communicate()[1]
+    for steps, count in ((2, 2), (4, 3)):  # parts of two are read by three, and theirs by one
+        options = ("distributed=fsdp", f"distributed.processes={count}", "distributed.checkpoint=sharded")
+        process = train(tiny, parted, rate, f"train.steps={steps}", *options, "resume=auto")
+        assert process.wait(100) == 0, process.communicate()[1]
+    assert len(list((parted / "checkpoints").glob("step-*4/optimizer/part-*-of-00003.safetensors"))) == 3
+    assert main(["export", str(parted), str(tmp_path / "exported")]) == 0
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    assert exported.keys() == load_file(whole / "checkpoints" / "step-00000006" / "model.safetensors").keys()
     process = train(tiny, parted, rate, "resume=auto")
     said = process.communicate(timeout=100)[1]
     assert process.returncode == 0 and "resuming" in said, said
@@ -165,6 +179,7 @@ def test_a_run_is_submitted(tiny, tmp_path):
             "distributed.strategy='spdf' is unknown: use ddp or fsdp",
         ),
         (("distributed=spdf",), "fsdp"),
+        (("distributed.checkpoint=half",), "distributed.checkpoint='half' is unknown: use whole or sharded"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(tiny, tmp_path, overrides, message):

@@ -7,6 +7,8 @@ import torch
 
 from anyxform import checkpoint, resume
 from anyxform.checkpoint import model_tensors
+from anyxform.distributed import World
+from anyxform.sharded_files import Part
 from anyxform.train import TrainState, train
 from tests.toy import toys
 from tests.toy_training import toy_rows, toy_state
@@ -176,3 +178,41 @@ def test_a_full_disk_leaves_the_last_good_one_and_says_so(tmp_path, monkeypatch)
 
 def full(path):
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def part_of(rank: int, processes: int = 2) -> resume.Snapshot:
+    """What one process of several would write of a tensor with a row for each."""
+    files = {"model.safetensors": Part(rank, processes, {"a": torch.full((1, 2), rank)}, {"a": [rank, 0]})}
+    return resume.Snapshot(3, files | ({"state.json": {}} if rank == 0 else {}), World(rank, processes), sharded=True)
+
+
+def test_a_process_that_leads_waits_for_the_parts_of_all(tmp_path):
+    with resume.Saver(tmp_path) as first, resume.Saver(tmp_path) as second:
+        first.save(part_of(0))
+        assert not resume.checkpoints(tmp_path)
+        second.save(part_of(1))
+        first.wait()
+    (folder,) = resume.checkpoints(tmp_path)
+    checkpoint.verify(folder)
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    parts = [f"model/part-0000{rank}-of-00002.safetensors" for rank in range(2)]
+    assert names == ["manifest.json", *parts, "state.json"]
+    (folder / parts[1]).unlink()
+    with pytest.raises(ValueError, match=r"part-00001-of-00002.safetensors is missing"):
+        checkpoint.verify(folder)
+
+
+def test_a_part_that_cannot_be_written_leaves_the_last_good_one(tmp_path, monkeypatch):
+    whole = saved(tmp_path, toy_state())
+    sync = checkpoint._sync
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: full(path) if "part-00001" in path.name else sync(path))
+    with resume.Saver(tmp_path) as first, resume.Saver(tmp_path) as second:
+        first.save(part_of(0))
+        second.save(part_of(1))
+        with pytest.raises(OSError, match=r"step 3 cannot be written \(process 1: .*No space.*can go on from .*0000"):
+            first.wait()
+        with pytest.raises(OSError, match="No space left"):
+            second.wait()
+    with pytest.raises(OSError, match="process 1 has not written its part within 0 s"):
+        resume.write(tmp_path, part_of(0), timeout=0)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()] == [whole.name]

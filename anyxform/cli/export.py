@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ def _write_weights(options: argparse.Namespace) -> None:
     journal = _until(read_journal(run / "metrics.jsonl"), config["facts"].get("steps"))
     with checkpoint.atomic_folder(options.out) as folder:
         dtype = None if options.dtype == "fp32" else torch.bfloat16
+        copy = partial(checkpoint.copied, dtype=dtype)
         own = {name: config[name] for name in ("directions", "facts")}
-        checkpoint.write(folder, checkpoint.contents(model, modalities, dtype=dtype, **own))
+        checkpoint.write(folder, checkpoint.contents(model, modalities, copy=copy, **own))
         for path in sorted(run.glob("config*.yaml")):
             (folder / path.name).write_bytes(path.read_bytes())
         if (source / FILE).is_file():

@@ -77,6 +77,8 @@ class Run:
         ):
             if value < least:
                 raise ValueError(f"{name}={value} is not possible: give {least} or more")
+        if (kind := config["distributed"]["checkpoint"]) not in ("whole", "sharded"):
+            raise ValueError(f"distributed.checkpoint={kind!r} is unknown: use whole or sharded")
         if self.options["debug"] and world.size > 1:
             raise ValueError(f"train.debug={self.options['debug']} is for one process, not {world.size}")
         if self.options["rows_per_step"] < world.size:
@@ -158,7 +160,7 @@ class Run:
         return resume.snapshot(
             state, self.modalities,
             settings=self.settings, directions=self.directions, facts=self.facts, val_loss=val_loss,
-            keep=self.world.leads,
+            world=self.world, sharded=self.config["distributed"]["checkpoint"] == "sharded",
         )  # fmt: skip
 
     @property
@@ -197,7 +199,7 @@ class Run:
             self.dir.mkdir(parents=True, exist_ok=True)
             self._write_config()
         shown = display(options["steps"], state.step, every=options["log_every"]) if self.world.leads else Silent()
-        saver = resume.Saver(self.dir, self.keep, failed=shown.say)
+        saver = resume.Saver(self.dir, self.keep, failed=shown.say, timeout=self.config["distributed"]["timeout"])
         writing = Journal(self.dir, state.step) if self.world.leads else nullcontext()
         with Interrupts() as interrupts, shown, writing as journal, saver:
             shown.say(self.summary())
@@ -281,7 +283,7 @@ class Run:
 
     def _save(self, saver: resume.Saver, val_loss: float | None = None) -> None:
         taken = self.snapshot(val_loss)
-        if self.world.leads:
+        if self.world.leads or taken.sharded:
             saver.save(taken)
 
     def _validation(self, pad: bool) -> Callable[[], Metrics]:
