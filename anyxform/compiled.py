@@ -22,7 +22,8 @@ SLOTS = 256
 class CompiledStep:
     """One token of each row through the whole stack, compiled once for each power of two of rows and each cache size.
 
-    Rows beyond those in use are computed and not read. Every slot of the cache is looked at, under a mask.
+    Rows beyond those in use are computed and not read. Every slot of the cache is looked at, under a mask. On CUDA a
+    step is a CUDA graph, which one call replays.
     """
 
     def __init__(self, model: Transformer, backend: str = "inductor") -> None:
@@ -30,7 +31,9 @@ class CompiledStep:
 
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one for each size
         self.model = model
-        self.step: Any = torch.compile(_step, dynamic=False, fullgraph=True, backend=backend)
+        self.graphs = model.norm.weight.is_cuda
+        mode = "reduce-overhead" if self.graphs else None
+        self.step: Any = torch.compile(_step, dynamic=False, fullgraph=True, backend=backend, mode=mode)
 
     @staticmethod
     def slots(wanted: int) -> int:
@@ -50,7 +53,12 @@ class CompiledStep:
         own = torch.tensor([*slots, *[0] * more], device=x.device)
         x, positions = (F.pad(part, (0, 0, 0, more)) for part in (x, positions))
         used, read = ([part[:size] for part in parts] for parts in (keys, values))
-        return self.step(self.model, used, read, x, positions, own)[:count]
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+            for part in (*used, *read):  # written by the graph at the addresses that it was recorded with
+                torch._dynamo.mark_static_address(part, guard=False)
+        states = self.step(self.model, used, read, x, positions, own)[:count]
+        return states.clone() if self.graphs else states  # the next step writes where these are
 
 
 def _step(

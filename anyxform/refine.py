@@ -44,24 +44,31 @@ def generate_refined(
     ]
     if not options.refine or not chosen:
         return answers
-    asked, codes = [requests[number] for number in chosen], [answers[number].codes for number in chosen]
+    asked, kept = [requests[number] for number in chosen], [answers[number] for number in chosen]
     redone = replace(
         options, decoding="masked", length=None, num_beams=1, temperature=options.temperature or 0.0, draft=0
     )
-    scores = likelihoods(model, modalities, asked, codes, decoding="autoregressive")
+    scores = likelihoods(model, modalities, asked, [it.codes for it in kept], decoding="autoregressive")
     for round in range(options.refine):
         share = SHARE * (1 - round / options.refine)
-        certainties = token_likelihoods(model, modalities, asked, codes)
-        keeps = [_keep(it, len(own), share, request) for it, own, request in zip(certainties, codes, asked)]
-        again = [replace(it, known=own, keep=keep) for it, own, keep in zip(asked, codes, keeps)]
-        found = [it.codes for it in generate(model, modalities, again, redone, batch_size=batch_size)]
-        new = likelihoods(model, modalities, asked, found, decoding="autoregressive")
+        certainties = token_likelihoods(model, modalities, asked, [it.codes for it in kept])
+        keeps = [_keep(it, len(own.codes), share, request) for it, own, request in zip(certainties, kept, asked)]
+        again = [replace(it, known=own.codes, keep=keep) for it, own, keep in zip(asked, kept, keeps)]
+        found = generate(model, modalities, again, redone, batch_size=batch_size)
+        new = likelihoods(model, modalities, asked, [it.codes for it in found], decoding="autoregressive")
         better = [one > other for one, other in zip(new, scores)]
-        codes = [one if take else other for take, one, other in zip(better, found, codes)]
+        kept = [_redone(*made) if take else made[0] for take, *made in zip(better, kept, found, keeps)]
         scores = [max(pair) for pair in zip(new, scores)]
-    for number, own, score in zip(chosen, codes, scores):
-        answers[number] = Generated(own, score)
+    for number, own, score in zip(chosen, kept, scores):
+        answers[number] = replace(own, logprob=score)
     return answers
+
+
+def _redone(before: Generated, after: Generated, keep: Tensor) -> Generated:
+    """An answer with other tokens, and for each the layers behind which it was read when it was chosen."""
+    if before.layers is None or after.layers is None:
+        return replace(before, codes=after.codes)
+    return replace(before, codes=after.codes, layers=torch.where(keep, before.layers, after.layers))
 
 
 def _keep(certainty: Tensor, length: int, share: float, request: Request) -> Tensor:

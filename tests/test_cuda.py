@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from anyxform.compiled import CompiledStep
 from anyxform.field import Field
 from anyxform.generate import generate
 from anyxform.loss import batch_loss
@@ -77,3 +78,15 @@ def test_what_is_generated_is_what_the_cpu_generates(decoding: str) -> None:
         for device in ("cpu", "cuda")
     ]
     assert answers[0] == answers[1]
+
+
+def test_a_compiled_step_answers_as_a_plain_one_does() -> None:
+    """As CUDA graphs, over caches of several sizes, and again when they are replayed."""
+    modalities, generator = toys(), torch.Generator().manual_seed(0)
+    examples = [toy_example("image", "text", generator) for _ in range(5)]
+    requests = [Request(it.sources, Field("text")) for it in examples]
+    options, model = Sampling(temperature=0.0, seed=1), toy_model().to("cuda")
+    expected = [it.codes.tolist() for it in generate(model, modalities, requests, options)]
+    model.decode_step = CompiledStep(model)
+    for _ in range(3):
+        assert [it.codes.tolist() for it in generate(model, modalities, requests, options)] == expected

@@ -75,3 +75,12 @@ def test_token_likelihoods_add_up(model):
     tokens = token_likelihoods(model, toys(), TEXTS[:3], codes)
     assert [len(it) for it in tokens] == [6] * 3
     assert [float(it.sum()) for it in tokens] == pytest.approx(likelihoods(model, toys(), TEXTS[:3], codes), abs=1e-3)
+
+
+def test_effort_and_drafts_are_told_of_refined_answers(model):
+    depth = len(model.blocks)
+    options = replace(DRAFT, refine=2, effort=0.0)
+    answers = generate_refined(model, toys(), TEXTS, options)
+    assert all(len(it.layers) == len(it.codes) and (it.layers < depth).all() for it in answers)
+    drafted = generate_refined(model, toys(), TEXTS, replace(DRAFT, refine=2, draft=2, draft_layers=1))
+    assert sum(it.drafted for it in drafted) > 0
