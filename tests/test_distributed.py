@@ -108,6 +108,24 @@ def test_the_command_trains_in_processes_and_goes_on_in_another_number(tiny, tmp
     assert (parted / "samples" / "step-00000006" / "index.jsonl").exists()
 
 
+def test_processes_begin_with_the_weights_of_others(tiny, tmp_path):
+    """Parts of a run by FSDP2 are the weights that one by DDP begins with."""
+    options = ("train.steps=1", "train.sample_every=0", "train.val_every=0", "distributed.processes=2")
+    first = train(tiny, tmp_path / "first", *options, "distributed=fsdp", "distributed.checkpoint=sharded")
+    assert first.wait(100) == 0, first.communicate()[1]
+    still = ("optim.lr=1e-12", "train.ema=null", f"model.init_from={tmp_path / 'first'}")
+    second = train(tiny, tmp_path / "second", *options, *still)
+    said = second.communicate(timeout=100)[1]
+    assert second.returncode == 0 and "fresh: nothing" in said, said
+    before, after = (
+        read_tensors(tmp_path / name / "checkpoints" / "step-00000001" / "model.safetensors")
+        for name in ("first", "second")
+    )
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)
+
+
 def test_a_process_that_dies_takes_the_run_down_and_all_start_again(tiny, tmp_path):
     options = (
         "train.steps=30",
