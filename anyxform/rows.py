@@ -223,7 +223,7 @@ class Rows:
                     number, made = next(pools)
                     lanes[number % self.lanes].waiting.append(made)
                 lane.rows = lane.waiting.popleft()
-                if not lane.rows:
+                if lane.row >= len(lane.rows):  # none, or fewer than before the mixture was changed
                     lane.go_on(self.lanes)
             batch = lane.rows[lane.row]
             lane.row += 1

@@ -124,6 +124,13 @@ def test_as_many_lanes_as_the_run_had(datasets):
         next(rows(datasets, lanes=3).from_position(position))
 
 
+def test_a_position_behind_a_changed_pool_goes_on_with_the_next(datasets):
+    """A mixture that is changed where a run goes on may give its pool fewer rows than the run had read of it."""
+    found = rows(datasets)
+    beyond = {"pool": [0], "row": [len(found.pool(0)[0])]}
+    assert stream(found, 3, beyond) == stream(rows(datasets), 3, {"pool": [1], "row": [0]})
+
+
 def test_another_seed_is_another_stream(datasets):
     assert stream(rows(datasets), 1) != stream(rows(datasets, seed=4), 1)
 
