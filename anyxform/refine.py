@@ -57,7 +57,8 @@ def generate_refined(
         found = generate(model, modalities, again, redone, batch_size=batch_size)
         new = likelihoods(model, modalities, asked, [it.codes for it in found], decoding="autoregressive")
         better = [one > other for one, other in zip(new, scores)]
-        kept = [_redone(*made) if take else made[0] for take, *made in zip(better, kept, found, keeps)]
+        made = zip(better, kept, found, keeps)
+        kept = [_redone(old, new, keep) if take else old for take, old, new, keep in made]
         scores = [max(pair) for pair in zip(new, scores)]
     for number, own, score in zip(chosen, kept, scores):
         answers[number] = replace(own, logprob=score)
