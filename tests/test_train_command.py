@@ -148,6 +148,18 @@ def test_what_is_held_out_is_never_trained(run_dir: Path) -> None:
     assert "val_loss" in metrics(run_dir)[-1]
 
 
+def test_validation_can_be_on_another_split(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("train.steps=2", "train.val_every=2")
+    for name, split in {"new": "val", "known": "instance"}.items():
+        assert main(tiny.train(tmp_path / name, *options, f"+data.val_split={split}")) == 0
+    new, known = (metrics(tmp_path / name)[-1] for name in ("new", "known"))
+    assert new["loss"] == known["loss"] and new["val_loss"] != known["val_loss"]
+    capsys.readouterr()
+    for split in ("train", "elsewhere"):
+        assert main(tiny.train(tmp_path / split, *options, f"+data.val_split={split}")) == 2
+        assert f"data.val_split={split} is not possible" in capsys.readouterr().err.splitlines()[-1]
+
+
 # Broken data
 
 

@@ -111,10 +111,16 @@ class Data:
 
     @classmethod
     def open(cls, config: Mapping[str, Any], modalities: Mapping[str, Modality | type[Modality]]) -> "Data":
-        """Open the training split, and the validation split if there is one."""
+        """Open the training split, and that to validate on: `val_split`, by default ``val`` if there is any.
+
+        ValueError: `val_split` is train, or no dataset has shards of it.
+        """
         train = open_datasets(config["datasets"], modalities, root=config["root"], split="train")
-        split = having_split(config["datasets"], config["root"], "val")
-        val = open_datasets(split, modalities, root=config["root"], split="val") if split else {}
+        name = config.get("val_split") or "val"
+        having = having_split(config["datasets"], config["root"], name)
+        if name == "train" or (name != "val" and not having):
+            raise ValueError(f"data.val_split={name} is not possible: give one that has shards and is not trained on")
+        val = open_datasets(having, modalities, root=config["root"], split=name) if having else {}
         return cls(config, train, val)
 
     def conditions(self, modalities: Mapping[str, Modality]) -> list[str]:
