@@ -121,12 +121,13 @@ def _per_token(segments: Segments, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Each token of padding is a segment of its own, with an empty prefix.
     """
-    segment = -1 - torch.arange(size)
-    middle, causal = torch.arange(size), torch.ones(size, dtype=torch.bool)
-    columns = zip(segments.starts, segments.prefixes, segments.targets, segments.causal)
-    for number, (start, prefix, target, is_causal) in enumerate(columns):
-        tokens = slice(start, start + prefix + target)
-        segment[tokens], middle[tokens], causal[tokens] = number, start + prefix, is_causal
+    lengths = torch.tensor(segments.lengths, dtype=torch.int64)
+    padding = torch.arange(int(lengths.sum()), size)
+    segment = torch.cat([torch.arange(len(lengths)).repeat_interleave(lengths), -1 - padding])
+    middles = torch.tensor(segments.starts, dtype=torch.int64) + torch.tensor(segments.prefixes, dtype=torch.int64)
+    middle = torch.cat([middles.repeat_interleave(lengths), padding])
+    own = torch.tensor(segments.causal, dtype=torch.bool).repeat_interleave(lengths)
+    causal = torch.cat([own, torch.ones(len(padding), dtype=torch.bool)])
     return segment, middle, causal
 
 

@@ -71,6 +71,8 @@ class Modality(ABC):
     """Names of the metrics, the judge's included, of which less is better."""
     training_arguments: ClassVar[frozenset[str]] = frozenset()
     """The constructor's arguments that only training heeds: a run may go on with others."""
+    source_arguments: ClassVar[frozenset[str]] = frozenset()
+    """The constructor's arguments that only sources heed: codes are the same whatever they are."""
 
     unit: ClassVar[str] = ""
     """In which the spans of its pieces are measured, such as ``seconds``."""

@@ -37,7 +37,8 @@ def ending_of(field: Field, digest: str) -> str:
 
 def digest_of(modality: Modality) -> str:
     """Of the tokenizer and of all else that decides what a value's codes are."""
-    deciding = {key: it for key, it in modality.config().items() if key not in modality.training_arguments}
+    idle = modality.training_arguments | modality.source_arguments
+    deciding = {key: it for key, it in modality.config().items() if key not in idle}
     found = hashlib.sha256(json.dumps([modality.name, deciding], sort_keys=True).encode())
     for name, tensor in sorted(modality.state().items()):
         found.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

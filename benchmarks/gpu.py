@@ -3,7 +3,7 @@
     python -m benchmarks.gpu [small base large]
 
 Rows of the starter's mixture and rows of long texts alone, bf16, compiled blocks, AdamW, and again with float8 where
-there is torchao. Operations are those that `anyxform plan` counts, each once; the peak is that of the maker's data
+there is torchao; texts, and pictures of 256 tokens by masking and left to right, by random weights in bf16. Operations are those that `anyxform plan` counts, each once; the peak is that of the maker's data
 sheet for dense bf16, or what a matrix product of 8192² reaches where the device is not known. Goal: 0.45 on an H100.
 Without a GPU it says so and measures nothing.
 """
@@ -24,7 +24,7 @@ from anyxform.field import Field
 from anyxform.float8 import to_float8
 from anyxform.generate import generate
 from anyxform.hardware import DEVICES, Device, device
-from anyxform.modality import Modality
+from anyxform.modality import Modality, get_modality
 from anyxform.model import PRESETS, Transformer, compile_blocks
 from anyxform.optim import adamw
 from anyxform.request import Request
@@ -55,7 +55,8 @@ def main(*presets: str, place: str = "cuda", tokens: int = TOKENS, steps: int = 
                 found.append(_train(preset, name, modalities, ids, rows, place, steps, float8, peak) | {"kind": kind})
                 print(found[-1])
         found += [_decode(preset, count, place, peak) for count in ANSWERS]
-        print(*found[-len(ANSWERS) :], sep="\n")
+        found += [_draw(preset, count, place) for count in ANSWERS]
+        print(*found[-2 * len(ANSWERS) :], sep="\n")
     document = {"results": found, "peak": vars(peak), "torch": torch.__version__}
     print(json.dumps(document))
     return document
@@ -143,16 +144,31 @@ def _decode(preset: str, count: int, place: str, peak: Device) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _median(step: Callable[[int], None], steps: int, place: str) -> float:
+def _draw(preset: str, count: int, place: str) -> dict[str, Any]:
+    """So many pictures of 256 tokens at once, by masking in its default steps and left to right, both with guidance."""
+    modalities = {"image": get_modality("image")(downsample=4, num_codebooks=1)}  # type: ignore[call-arg]
+    model = Transformer(modalities=modalities, conditions=[marker("image")], **PRESETS[preset])  # type: ignore[arg-type]
+    model = model.to(place, torch.bfloat16).eval()
+    requests = [Request((), Field("image"))] * count
+    seconds = {}
+    for decoding in ("masked", "autoregressive"):
+        options = Sampling(decoding=decoding, guidance=1.5, seed=0)
+        seconds[decoding] = _median(lambda _: list(generate(model, modalities, requests, options)), 3, place, warmup=1)
+    rates = {f"{name}_pictures_per_s": count / each for name, each in seconds.items()}
+    return {"preset": preset, "pictures": count, **rates, "ratio": seconds["autoregressive"] / seconds["masked"]}
+
+
+def _median(step: Callable[[int], object], steps: int, place: str, warmup: int | None = None) -> float:
     """Seconds of one, of those after the first few, with nothing left to do on the device."""
     times: list[float] = []
-    for number in range(WARMUP + steps):
+    warmup = WARMUP if warmup is None else warmup
+    for number in range(warmup + steps):
         began = time.perf_counter()
         step(number)
         if place == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    return statistics.median(times[WARMUP:])
+    return statistics.median(times[warmup:])
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ def test_shares_of_what_the_device_can_do(
 ) -> None:
     monkeypatch.setattr(gpu, "WARMUP", 1)
     monkeypatch.setattr(gpu, "NEW_TOKENS", 4)
+    monkeypatch.setattr(gpu, "ANSWERS", (1, 2))
     monkeypatch.setattr(gpu.starter, "TOKENIZERS", gpu.starter.TOKENIZERS / "none")  # unfitted: text alone, of bytes
     found = gpu.main("nano", place=place, tokens=256, steps=2)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
-    training, *decoding = found["results"]
+    training, *decoding, one, several = found["results"]
     assert 0 < training["share_of_peak"] < 1 and training["tokens_per_s"] > 0 and training["rows"] == "long texts"
     assert [it["answers"] for it in decoding] == list(gpu.ANSWERS)
     assert all(0 < it["share_of_bandwidth"] < 1 for it in decoding)
+    assert [it["pictures"] for it in (one, several)] == list(gpu.ANSWERS) and one["ratio"] > 0

@@ -26,6 +26,7 @@ class Image(Modality):
     extensions: ClassVar[tuple[str, ...]] = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
     position_axes: ClassVar[int] = 2
     training_arguments: ClassVar[frozenset[str]] = frozenset({"augment", "pretrained"})
+    source_arguments: ClassVar[frozenset[str]] = frozenset({"patch_size", "backbone", "backbone_size", "frozen"})
     decoding: ClassVar = "masked"
     fixed_length = True
 
