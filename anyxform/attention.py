@@ -40,6 +40,8 @@ class DenseAttention:
         return sdpa(q, k, v, self.mask.to(q.device))[0].transpose(0, 1)
 
 
+BLOCK = 128
+"""Tokens of a block of FlexAttention."""
 _Shape = tuple[int, int, bool]
 """Of a segment: prefix, target, whether it is causal."""
 
@@ -97,18 +99,20 @@ def forget_masks() -> None:
 
 
 class FlexAttention:
-    """A compiled block mask, for CUDA. Rows of one fixed size compile once."""
+    """A compiled block mask, for CUDA. Rows of one fixed size compile once; nothing waits for the device."""
 
     def __init__(self, segments: Segments, size: int, device: torch.device) -> None:
-        from torch.nn.attention.flex_attention import create_block_mask
+        from torch.nn.attention.flex_attention import BlockMask
 
-        segment, middle, causal = (part.to(device) for part in _per_token(segments, size))
+        first, last = seen_spans(segments, size)
+        some, whole = (_in_order(blocks.to(device, non_blocking=True)) for blocks in seen_blocks(first, last))
+        first, last = (part.to(device, non_blocking=True) for part in (first, last))
 
         def may(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-            own = (row >= middle[row]) & (~causal[row] | (column <= row))
-            return (segment[row] == segment[column]) & ((column < middle[row]) | own)
+            return (column >= first[row]) & (column <= last[row])
 
-        self.mask = create_block_mask(may, None, None, size, size, device=device)
+        lengths = (size, size)
+        self.mask = BlockMask.from_kv_blocks(*some, *whole, BLOCK_SIZE=BLOCK, mask_mod=may, seq_lengths=lengths)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
@@ -116,19 +120,40 @@ class FlexAttention:
         return output[0].transpose(0, 1)
 
 
-def _per_token(segments: Segments, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each token: its segment, where that segment's target starts, and whether the target is causal.
+def seen_spans(segments: Segments, size: int) -> tuple[Tensor, Tensor]:
+    """The first and the last token ``[size]`` that each token looks at: every row of `may_attend` is one span."""
+    starts, prefixes, targets = (
+        torch.tensor(part, dtype=torch.int64) for part in (segments.starts, segments.prefixes, segments.targets)
+    )
+    number = torch.arange(len(starts)).repeat_interleave(prefixes + targets)
+    first = torch.arange(size)  # padding looks at itself alone
+    last, own = first.clone(), first[: len(number)].clone()
+    middle = (starts + prefixes)[number]
+    ends = torch.where(torch.tensor(segments.causal, dtype=torch.bool)[number], own, (middle + targets[number]) - 1)
+    first[: len(number)] = starts[number]
+    last[: len(number)] = torch.where(own < middle, middle - 1, ends)
+    return first, last
 
-    Each token of padding is a segment of its own, with an empty prefix.
+
+def seen_blocks(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Which blocks of tokens each block looks at ``[blocks, blocks]``: in part, and as a whole.
+
+    Of the spans of its tokens, as the mask itself would be the square of a row. What is between two spans may count as
+    looked at in part.
     """
-    lengths = torch.tensor(segments.lengths, dtype=torch.int64)
-    padding = torch.arange(int(lengths.sum()), size)
-    segment = torch.cat([torch.arange(len(lengths)).repeat_interleave(lengths), -1 - padding])
-    middles = torch.tensor(segments.starts, dtype=torch.int64) + torch.tensor(segments.prefixes, dtype=torch.int64)
-    middle = torch.cat([middles.repeat_interleave(lengths), padding])
-    own = torch.tensor(segments.causal, dtype=torch.bool).repeat_interleave(lengths)
-    causal = torch.cat([own, torch.ones(len(padding), dtype=torch.bool)])
-    return segment, middle, causal
+    behind = torch.arange(len(first), -(-len(first) // BLOCK) * BLOCK)
+    first, last = (torch.cat([part, behind]).view(-1, BLOCK) for part in (first, last))
+    left = torch.arange(len(first)) * BLOCK
+    right = left + BLOCK - 1
+    seen = (right >= first.amin(1, keepdim=True)) & (left <= last.amax(1, keepdim=True))
+    whole = (left >= first.amax(1, keepdim=True)) & (right <= last.amin(1, keepdim=True))
+    return seen & ~whole, whole
+
+
+def _in_order(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """For each block, as flex wants it: how many blocks it looks at, and all of them with those in front."""
+    order = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(dim=1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 @lru_cache(maxsize=2)

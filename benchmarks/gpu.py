@@ -3,9 +3,10 @@
     python -m benchmarks.gpu [small base large]
 
 Rows of the starter's mixture and rows of long texts alone, bf16, compiled blocks, AdamW, and again with float8 where
-there is torchao; texts, and pictures of 256 tokens by masking and left to right, by random weights in bf16. Operations are those that `anyxform plan` counts, each once; the peak is that of the maker's data
-sheet for dense bf16, or what a matrix product of 8192² reaches where the device is not known. Goal: 0.45 on an H100.
-Without a GPU it says so and measures nothing.
+there is torchao; texts, and pictures of 256 tokens by masking and left to right, by random weights in bf16. Operations
+are those that `anyxform plan` counts, each once; the peak is that of the maker's data sheet for dense bf16, or what a
+matrix product of 8192² reaches where the device is not known. Goal: 0.45 on an H100. Without a GPU it says so and
+measures nothing.
 """
 
 import importlib.util
@@ -24,7 +25,7 @@ from anyxform.field import Field
 from anyxform.float8 import to_float8
 from anyxform.generate import generate
 from anyxform.hardware import DEVICES, Device, device
-from anyxform.modality import Modality, get_modality
+from anyxform.modality import Decoding, Modality, get_modality
 from anyxform.model import PRESETS, Transformer, compile_blocks
 from anyxform.optim import adamw
 from anyxform.request import Request
@@ -151,9 +152,14 @@ def _draw(preset: str, count: int, place: str) -> dict[str, Any]:
     model = model.to(place, torch.bfloat16).eval()
     requests = [Request((), Field("image"))] * count
     seconds = {}
-    for decoding in ("masked", "autoregressive"):
+
+    def draw(number: int) -> None:
+        list(generate(model, modalities, requests, options))
+
+    ways: tuple[Decoding, ...] = ("masked", "autoregressive")
+    for decoding in ways:
         options = Sampling(decoding=decoding, guidance=1.5, seed=0)
-        seconds[decoding] = _median(lambda _: list(generate(model, modalities, requests, options)), 3, place, warmup=1)
+        seconds[decoding] = _median(draw, 3, place, warmup=1)
     rates = {f"{name}_pictures_per_s": count / each for name, each in seconds.items()}
     return {"preset": preset, "pictures": count, **rates, "ratio": seconds["autoregressive"] / seconds["masked"]}
 

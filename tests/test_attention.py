@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anyxform.attention import DenseAttention, FlexAttention, SegmentAttention
+from anyxform.attention import BLOCK, DenseAttention, FlexAttention, SegmentAttention, seen_blocks, seen_spans
 from anyxform.sequence import Segments, may_attend
 
 SEGMENTS = Segments(
@@ -12,9 +12,9 @@ SEGMENTS = Segments(
 SIZE = 30  # three tokens of padding
 
 
-def random_inputs(heads=4, kv_heads=2, dtype=torch.float64):
+def random_inputs(heads=4, kv_heads=2, dtype=torch.float64, size=SIZE, head_dim=8):
     generator = torch.Generator().manual_seed(0)
-    shapes = [(SIZE, heads, 8), (SIZE, kv_heads, 8), (SIZE, kv_heads, 8)]
+    shapes = [(size, heads, head_dim), (size, kv_heads, head_dim), (size, kv_heads, head_dim)]
     return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
 
 
@@ -67,15 +67,42 @@ def test_flex_mask_equals_the_definition():
     torch.testing.assert_close(real(FlexAttention(SEGMENTS, SIZE, torch.device("cpu"))(*inputs)), expected)
 
 
+def random_segments(count: int, longest: int) -> tuple[Segments, int]:
+    """So many segments, and a size with room for padding."""
+    lengths = torch.randint(longest, (2, count))
+    prefixes, targets = (part.tolist() for part in lengths)
+    starts = [0, *lengths.sum(dim=0).cumsum(0).tolist()]
+    return Segments(starts[:-1], prefixes, targets, (torch.rand(count) < 0.5).tolist()), starts[-1] + 90
+
+
+@pytest.mark.parametrize("count, longest", [(40, 30), (5, 900), (1, 5), (0, 1)])
+def test_spans_and_blocks_are_those_of_the_definition(count, longest):
+    torch.manual_seed(count)
+    segments, size = random_segments(count, longest)
+    mask, (first, last) = may_attend(segments, size), seen_spans(segments, size)
+    column = torch.arange(size)
+    assert torch.equal((column >= first[:, None]) & (column <= last[:, None]), mask)
+    some, whole = seen_blocks(first, last)
+    blocks = -(-size // BLOCK)
+    padded = torch.nn.functional.pad(mask.float(), (0, blocks * BLOCK - size) * 2)
+    shares = padded.view(blocks, BLOCK, blocks, BLOCK).mean(dim=(1, 3))
+    assert torch.equal(shares == 1, whole)
+    assert (some | whole)[shares > 0].all() and not (some & whole).any()
+    assert (some & (shares == 0)).sum() <= 2 * count  # a span's ends alone can be more than there is
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_flex_on_cuda_equals_the_definition_with_gradients():
-    outputs, gradients = [], []
-    for backend in (DenseAttention(SEGMENTS, SIZE), FlexAttention(SEGMENTS, SIZE, torch.device("cuda"))):
-        inputs = [x.detach().float().cuda().requires_grad_() for x in random_inputs()]
-        output = real(backend(*inputs))
-        output.square().sum().backward()
-        outputs.append(output.detach())
-        gradients.append([real(x.grad) for x in inputs])
-    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
+    torch.manual_seed(0)
+    for segments, size in (random_segments(40, 30), random_segments(5, 900), (SEGMENTS, SIZE)):
+        outputs, gradients = [], []
+        for backend in (DenseAttention(segments, size), FlexAttention(segments, size, torch.device("cuda"))):
+            given = random_inputs(size=size, head_dim=16)  # flex wants 16 at least
+            inputs = [x.detach().float().cuda().requires_grad_() for x in given]
+            output = backend(*inputs)
+            output.square().sum().backward()
+            outputs.append(output.detach())
+            gradients.append([x.grad for x in inputs])
+        torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)

@@ -19,10 +19,10 @@ class ConvStem(nn.Module):
     def forward(self, values: Tensor, lengths: list[int]) -> Tensor:
         x = pad_sequence(values.split(lengths), batch_first=True).transpose(1, 2)  # [B, M, F]
         x = F.gelu(self.conv1(x))
-        halves = tensor([length // 2 for length in lengths], device=x.device)
+        halves = tensor([length // 2 for length in lengths]).to(x.device, non_blocking=True)
         within = arange(x.shape[2], device=x.device) < halves[:, None]
         # what the bias made of the padding must not reach a clip's last token
         x = F.gelu(self.conv2(x * within[:, None])).transpose(1, 2)
         # by numbers: a mask would have to be read from the device to know how many there are
-        tokens = cat([arange(length // 4) + clip * x.shape[1] for clip, length in enumerate(lengths)]).to(x.device)
-        return self.out(x.flatten(0, 1)[tokens])
+        tokens = cat([arange(length // 4) + clip * x.shape[1] for clip, length in enumerate(lengths)])
+        return self.out(x.flatten(0, 1)[tokens.to(x.device, non_blocking=True)])
