@@ -39,7 +39,23 @@ class Origin(Protocol):
         """The modality with these arguments and the tokenizer that is found there; None if there is none for it."""
 
     def fill(self, model: Transformer, modalities: Mapping[str, Modality]) -> set[str]:
-        """Copy the weights that fit into a model of the same sizes; the names of the tensors that they are."""
+        """Copy the weights that fit into a model of the same sizes, or deeper; the names of the tensors that they are.
+
+        Further blocks come behind those that are filled.
+        """
+
+
+@torch.no_grad()
+def begin(model: Transformer, origin: Origin, modalities: Mapping[str, Modality]) -> set[str]:
+    """Fill a model; the names of the tensors that come from the origin.
+
+    Blocks that the origin has not add nothing to the stream at first, so the model begins as the same function
+    (LLaMA Pro, arXiv 2401.02415).
+    """
+    for block in model.blocks[origin.sizes["depth"] :]:
+        block.attention.out.weight.zero_()
+        block.mlp.down.weight.zero_()
+    return origin.fill(model, modalities)
 
 
 def open_origin(path: str | Path) -> Origin:

@@ -112,7 +112,9 @@ class Published:
             place.copy_(tensor)
         if places:
             raise ValueError(f"{self.folder} lacks {next(iter(places))}: the checkpoint is not whole")
-        taken = {name for name in model_tensors(model) if part_of(name) == "stack"}
+        behind = tuple(f"blocks.{number}." for number in range(self.sizes["depth"], len(model.blocks)))
+        stack = {name for name in model_tensors(model) if part_of(name) == "stack"}
+        taken = {name for name in stack if not name.startswith(behind)}
         return taken.union(*(self._fill_tables(model, modality, tables) for modality in language))
 
     def _is_of(self, modality: Modality) -> bool:
@@ -153,7 +155,7 @@ class Published:
     def _places(self, model: Transformer) -> dict[str, Tensor]:
         """Where each of its tensors belongs in the stack, by its name."""
         places: dict[str, Tensor] = {"model.norm.weight": model.norm.weight}
-        for number, block in enumerate(model.blocks):
+        for number, block in enumerate(model.blocks[: self.sizes["depth"]]):
             attention, mlp = block.attention, block.mlp
             own = {
                 **dict(zip(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

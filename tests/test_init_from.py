@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anyxform import checkpoint
 from anyxform.cli import main
-from anyxform.init_from import open_origin, told
+from anyxform.init_from import begin, open_origin, told
 from anyxform.modality import get_modality
 from anyxform.model import Transformer
 from anyxform.parts import part_of
@@ -41,13 +41,27 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return published(tmp_path_factory.mktemp("llama") / "model", "Llama")[0]
 
 
-def begun(folder: Path) -> tuple[Transformer, Any]:
+def begun(folder: Path, deeper: int = 0) -> tuple[Transformer, Any]:
     origin = open_origin(folder)
     text = origin.modality("text", max_length=32)
-    model = Transformer(modalities={"text": text}, conditions=["en", marker("text")], **origin.sizes).eval()
-    taken = told(model, origin.fill(model, {"text": text}))
+    sizes = origin.sizes | {"depth": origin.sizes["depth"] + deeper}
+    model = Transformer(modalities={"text": text}, conditions=["en", marker("text")], **sizes).eval()
+    taken = told(model, begin(model, origin, {"text": text}))
     assert "stack" in taken and taken.endswith("fresh: nothing"), taken
+    assert (f"stack (but blocks.{origin.sizes['depth']}." in taken) == bool(deeper)
     return model, text
+
+
+@torch.no_grad()
+def test_a_deeper_model_begins_as_the_same_function(pair: tuple[Path, Any]) -> None:
+    folder, _ = pair
+    batches, found = [], []
+    for deeper in (0, 2):
+        torch.manual_seed(0)
+        model, text = begun(folder, deeper)
+        batches.append(pack([language_modelling(text, value) for value in TEXTS[:3]], model.condition_ids))
+        found.append(model(batches[0])["text"])
+    assert torch.equal(*found)
 
 
 def language_modelling(text: Any, value: str, *conditions: str) -> Example:
@@ -233,6 +247,15 @@ def test_what_fits_of_a_checkpoint_of_ours_is_taken(
     assert not any("audio" in name for name in after)
 
 
+def test_a_deeper_model_goes_on_from_a_checkpoint_of_ours(run_dir: Path, tiny: Tiny, tmp_path: Path) -> None:
+    first = (f"model.init_from={run_dir}", "model.depth=4", "optim.lr=1e-3")
+    assert main(tiny.train(tmp_path / "run", *first, "train.steps=2")) == 0
+    assert main(tiny.train(tmp_path / "run", *first, "train.steps=3", "resume=auto")) == 0
+    before, after = weights(run_dir), weights(tmp_path / "run")
+    assert after.keys() - before.keys() == {name for name in after if name.startswith(("blocks.2.", "blocks.3."))}
+    assert after["blocks.3.mlp.down.weight"].abs().max() > 0  # what adds nothing at first is learnt
+
+
 def test_tables_of_another_tokenizer_are_left(
     run_dir: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,6 +320,7 @@ def test_the_plan_has_its_sizes(llama: Path, tiny: Tiny, tmp_path: Path, capsys:
     ("words", "message"),
     [
         (["model.dim=64"], "model.dim= says dim=64, but {folder} has dim=48: leave model.dim= out"),
+        (["model.depth=1"], "model.depth= says depth=1, but {folder} has depth=2: leave model.depth= out"),
         (["model=nano"], "model= says dim=32, but {folder} has dim=48: leave model= out"),
         (["train.freeze=[stakc]"], "train.freeze names the part 'stakc', which the model lacks: did you mean 'stack'?"),
         (["train.freeze=[stack,conditions,text,image,audio]"], "leaves nothing to train: freeze less"),

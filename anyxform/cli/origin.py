@@ -9,6 +9,7 @@ from anyxform.init_from import Origin, open_origin
 from anyxform.pipeline import located
 
 KEY = "init_from"
+DEPTH = "depth"
 
 
 def origin_of(model: Mapping[str, Any], start: Path | None = None) -> Origin | None:
@@ -29,17 +30,18 @@ def began_with(origin: Origin | None, start: Path | None = None) -> list[dict[st
 
 
 def sized(model: Mapping[str, Any], origin: Origin | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """A config's model with the sizes of its origin. ValueError: an override says otherwise."""
+    """A config's model with the sizes of its origin, or deeper. ValueError: an override says otherwise."""
     if origin is None:
         return dict(model)
     words = {word.lstrip("+").partition("=")[0] for word in overrides}
+    deeper = {DEPTH: model[DEPTH]} if f"model.{DEPTH}" in words and model[DEPTH] > origin.sizes[DEPTH] else {}
     for name, size in origin.sizes.items():
         said = "model" if "model" in words and name in model else f"model.{name}"
-        if said in words and model.get(name) != size:
+        if said in words and model.get(name) != size and name not in deeper:
             raise ValueError(
                 f"{said}= says {name}={model.get(name)}, but {origin.folder} has {name}={size}: leave {said}= out"
             )
-    return {**model, **origin.sizes}
+    return {**model, **origin.sizes, **deeper}
 
 
 def arguments(model: Mapping[str, Any]) -> dict[str, Any]:

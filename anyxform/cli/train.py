@@ -26,7 +26,7 @@ from anyxform.data import Counts
 from anyxform.distributed import ALONE, Lost, Parallel, World, joined, whole_model
 from anyxform.field import did_you_mean
 from anyxform.float8 import to_float8
-from anyxform.init_from import told
+from anyxform.init_from import begin, told
 from anyxform.model import Transformer, compile_blocks
 from anyxform.optim import EMA, OPTIMIZERS, learning_rate
 from anyxform.overfit import ENOUGH, one_of_each, overfit, rows_of
@@ -106,7 +106,7 @@ class Run:
         conditions = self.data.conditions(self.modalities)
         model = Transformer(modalities=self.modalities, conditions=conditions, **arguments(self.config["model"]))
         if self.origin is not None and self.start is None:
-            taken = told(model, self.origin.fill(model, self.modalities))
+            taken = told(model, begin(model, self.origin, self.modalities))
             self.taken = f"\nfrom {self.origin.folder}: {taken}"
         freeze(model, listed(self.options.get("freeze")))
         model.to(self.device)
