@@ -102,8 +102,9 @@ class FlexAttention:
     """A compiled block mask, for CUDA. Rows of one fixed size compile once; nothing waits for the device."""
 
     def __init__(self, segments: Segments, size: int, device: torch.device) -> None:
-        from torch.nn.attention.flex_attention import BlockMask
+        from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+        self.flex = flex_attention
         first, last = seen_spans(segments, size)
         some, whole = (_in_order(blocks.to(device, non_blocking=True)) for blocks in seen_blocks(first, last))
         first, last = (part.to(device, non_blocking=True) for part in (first, last))
@@ -116,7 +117,9 @@ class FlexAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        output = _compiled_flex(q.device.type)(q, k, v, block_mask=self.mask, enable_gqa=q.shape[1] != k.shape[1])
+        # within a compiled block it is compiled with all that is around it
+        flex = self.flex if torch.compiler.is_compiling() else _compiled_flex(q.device.type)
+        output = flex(q, k, v, block_mask=self.mask, enable_gqa=q.shape[1] != k.shape[1])
         return output[0].transpose(0, 1)
 
 

@@ -5,6 +5,7 @@ How attention reaches other tokens (a packed row, a cache) is an argument: see `
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -119,11 +120,14 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim, hidden_dim)
         self.dropout = nn.Dropout(dropout)
         self.recomputes = False
+        self.compiled: Any = None  # see `anyxform.model.compile_blocks`
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
+        packed = x.ndim == 2  # of one size; what is generated comes in ever others
+        run = self.compiled if packed and self.compiled is not None else self._forward
         if self.recomputes and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, rope, attend, use_reentrant=False)
-        return self._forward(x, rope, attend)
+            return checkpoint(run, x, rope, attend, use_reentrant=False)
+        return run(x, rope, attend)
 
     def _forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
         x = x + self.dropout(self.attention(self.norm1(x), rope, attend))

@@ -178,10 +178,14 @@ class Transformer(nn.Module):
 
 
 def compile_blocks(model: Transformer) -> None:
-    """Compile what is computed token by token, in place; attention stays as it is, since its shapes change.
+    """Compile the blocks in place: on CUDA whole ones, elsewhere what is computed token by token, as the shapes of
+    attention change there.
 
     Rows must have one fixed size (`rows.Rows(pad=True)`), else every row is compiled anew.
     """
     for block in model.blocks:
-        block.attention.project = torch.compile(block.attention.project, dynamic=False)
-        block.mlp.compile(dynamic=False)
+        if model.norm.weight.is_cuda:
+            block.compiled = torch.compile(block._forward, dynamic=False)
+        else:
+            block.attention.project = torch.compile(block.attention.project, dynamic=False)
+            block.mlp.compile(dynamic=False)

@@ -5,6 +5,7 @@ import torch
 
 from anyxform.attention import BLOCK, DenseAttention, FlexAttention, SegmentAttention, seen_blocks, seen_spans
 from anyxform.sequence import Segments, may_attend
+from tests.toy_training import toy_model, toy_row
 
 SEGMENTS = Segments(
     starts=[0, 9, 14, 20], prefixes=[4, 0, 6, 3], targets=[5, 5, 0, 4], causal=[True, True, True, False]
@@ -89,6 +90,25 @@ def test_spans_and_blocks_are_those_of_the_definition(count, longest):
     assert torch.equal(shares == 1, whole)
     assert (some | whole)[shares > 0].all() and not (some & whole).any()
     assert (some & (shares == 0)).sum() <= 2 * count  # a span's ends alone can be more than there is
+
+
+@torch.no_grad()
+def test_a_whole_block_with_flex_is_compiled_once(monkeypatch):
+    """As on CUDA, but for the kernels: traced by the compiler, run by torch; on CPUs flex has no backward."""
+    from torch._dynamo.utils import counters
+
+    plain, traced = (toy_model(layer_dropout=0.0).eval() for _ in range(2))
+    for block in traced.blocks:
+        block.compiled = torch.compile(block._forward, dynamic=False, fullgraph=True, backend="aot_eager")
+    monkeypatch.setattr("anyxform.model.packed_attention", FlexAttention)
+    graphs = counters["stats"]["unique_graphs"]
+    for number in range(3):
+        row = toy_row(number)
+        with monkeypatch.context() as context:
+            context.setattr("anyxform.model.packed_attention", lambda *given: SegmentAttention(*given[:2]))
+            expected = plain(row)
+        torch.testing.assert_close(traced(row), expected, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == graphs + 1
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ from anyxform.compiled import CompiledStep
 from anyxform.field import Field
 from anyxform.generate import generate
 from anyxform.loss import batch_loss
+from anyxform.model import compile_blocks
 from anyxform.optim import adamw
 from anyxform.request import Request
 from anyxform.sampling import Sampling
@@ -40,10 +41,25 @@ def test_losses_and_gradients_are_those_of_the_cpu() -> None:
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
-def test_rows_of_one_size_are_compiled_once() -> None:
+def test_compiled_blocks_have_the_losses_and_gradients_of_plain_ones() -> None:
+    row, found = toy_row(0).to(torch.device("cuda")), []
+    for compiles in (False, True):
+        model = toy_model().cuda()
+        if compiles:
+            compile_blocks(model)
+        total, _ = batch_loss(model, row)
+        total.backward()
+        found.append((total.detach(), {name: it.grad for name, it in model.named_parameters() if it.grad is not None}))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_rows_of_one_size_are_compiled_once(compiles: bool) -> None:
     from torch._dynamo.utils import counters
 
     model = toy_model().cuda()
+    if compiles:
+        compile_blocks(model)
     optimizer, device = adamw(model), torch.device("cuda")
     train_step(model, optimizer, [toy_row(0).to(device)], bf16=True)
     before = counters["stats"]["unique_graphs"]
