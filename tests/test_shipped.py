@@ -28,7 +28,7 @@ def starter() -> Pipeline:
 
 def test_it_is_what_its_name_stands_for(starter: Pipeline) -> None:
     assert starter.path == FOLDER and starter.made == ["text", "image", "audio"]
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 40e6
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*")) < 40e6
     checkpoint.verify(FOLDER)
 
 
@@ -38,7 +38,8 @@ def test_its_card_is_of_this_checkpoint(starter: Pipeline) -> None:
     assert "Captions unseen style" in card and "Untrained french to russian" in card and "CC-BY" in card
     assert all(f"it was trained as `{path.name}` says" in card for path in FOLDER.glob("config-until-*.yaml"))
     assert (FOLDER / "training.svg").is_file() and (FOLDER / "config.yaml").is_file()
-    assert json.loads((FOLDER / "metrics.jsonl").read_text().splitlines()[-1])["step"] == facts["steps"]
+    last = json.loads((FOLDER / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert facts["steps"] - 20 < last <= facts["steps"]
 
 
 def test_it_knows_which_ways_were_measured(starter: Pipeline) -> None:
