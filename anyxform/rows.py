@@ -106,7 +106,7 @@ def pool_rows(
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors as arrays: torch writes a file for each, which takes ten times as long to read again."""
+    """Tensors as arrays: torch writes a file for each, which takes several times as long to read again."""
 
     def reducer_override(self, it: Any) -> Any:
         if type(it) is Tensor and it.dtype is not torch.bfloat16:  # which numpy has not

@@ -55,13 +55,12 @@ def begun(folder: Path, deeper: int = 0) -> tuple[Transformer, Any]:
 @torch.no_grad()
 def test_a_deeper_model_begins_as_the_same_function(pair: tuple[Path, Any]) -> None:
     folder, _ = pair
-    batches, found = [], []
+    found = []
     for deeper in (0, 2):
-        torch.manual_seed(0)
         model, text = begun(folder, deeper)
-        batches.append(pack([language_modelling(text, value) for value in TEXTS[:3]], model.condition_ids))
-        found.append(model(batches[0])["text"])
-    assert torch.equal(*found)
+        batch = pack([language_modelling(text, value) for value in TEXTS[:3]], model.condition_ids)
+        found.append(model(batch)["text"])
+    assert torch.equal(*found) and found[0].abs().max() > 0.5
 
 
 def language_modelling(text: Any, value: str, *conditions: str) -> Example:
@@ -320,6 +319,7 @@ def test_the_plan_has_its_sizes(llama: Path, tiny: Tiny, tmp_path: Path, capsys:
     ("words", "message"),
     [
         (["model.dim=64"], "model.dim= says dim=64, but {folder} has dim=48: leave model.dim= out"),
+        (["model.depth=null"], "model.depth= says depth=None, but {folder} has depth=2: leave model.depth= out"),
         (["model.depth=1"], "model.depth= says depth=1, but {folder} has depth=2: leave model.depth= out"),
         (["model=nano"], "model= says dim=32, but {folder} has dim=48: leave model= out"),
         (["train.freeze=[stakc]"], "train.freeze names the part 'stakc', which the model lacks: did you mean 'stack'?"),

@@ -225,6 +225,7 @@ def test_what_does_not_fit_a_run_that_is_there(
         (["train.stpes=9"], "no config key is called 'train.stpes': did you mean 'train.steps'?"),
         (["train.float8=true"], "train.float8=true needs "),
         (["experiment=tinny"], "there is no config 'experiment/tinny': did you mean 'tiny'?"),
+        (["model.depth=null"], "model.depth=null is not possible: give a number"),
         (["train.steps=many"], "train.steps=many is not possible: give a number"),
         (["train.steps=2.5"], "train.steps=2.5 is not possible: give a whole number"),
         (["train.steps=0"], "train.steps=0 is not possible: give 1 or more"),

@@ -10,6 +10,8 @@ from anyxform.pipeline import located
 
 KEY = "init_from"
 DEPTH = "depth"
+NEEDED = ("dim", DEPTH, "num_heads")
+"""Sizes that have no other to follow from."""
 
 
 def origin_of(model: Mapping[str, Any], start: Path | None = None) -> Origin | None:
@@ -30,11 +32,15 @@ def began_with(origin: Origin | None, start: Path | None = None) -> list[dict[st
 
 
 def sized(model: Mapping[str, Any], origin: Origin | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """A config's model with the sizes of its origin, or deeper. ValueError: an override says otherwise."""
+    """A config's model with the sizes of its origin, or deeper. ValueError: an override says otherwise, or null."""
     if origin is None:
+        for name in NEEDED:
+            if model.get(name) is None:
+                raise ValueError(f"model.{name}=null is not possible: give a number")
         return dict(model)
     words = {word.lstrip("+").partition("=")[0] for word in overrides}
-    deeper = {DEPTH: model[DEPTH]} if f"model.{DEPTH}" in words and model[DEPTH] > origin.sizes[DEPTH] else {}
+    depth = model.get(DEPTH) if f"model.{DEPTH}" in words else None
+    deeper = {DEPTH: depth} if depth is not None and depth > origin.sizes[DEPTH] else {}
     for name, size in origin.sizes.items():
         said = "model" if "model" in words and name in model else f"model.{name}"
         if said in words and model.get(name) != size and name not in deeper:
