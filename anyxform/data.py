@@ -13,7 +13,7 @@ from anyxform.dataset import Dataset, Reader
 from anyxform.directions import Directions
 from anyxform.field import Direction, Field, did_you_mean
 from anyxform.modality import Modality
-from anyxform.order import Near, Order, rng
+from anyxform.order import Draw, Near, Order, rng
 from anyxform.sequence import Example, Source, Target, marker
 from anyxform.shard_samples import Sample
 from anyxform.stored_codes import check_codes, digest_of, ending_of, from_bytes, is_codes
@@ -173,7 +173,7 @@ class Examples:
                 counts.without_direction += 1
                 return None
             where = f"{sample.shard}: {sample.key} ({direction}): "
-            return self._make(draw.dataset, draw.number, fields, direction, draw.seed, drops)
+            return self._make(draw, sample, fields, direction, drops)
         except ValueError as error:
             counts.broken += 1
             counts.reasons.append(f"{where}{error}")
@@ -181,17 +181,15 @@ class Examples:
 
     def _make(
         self,
-        name: str,
-        number: int,
+        draw: Draw,
+        sample: Sample,
         fields: Mapping[Field, Reader],
         direction: Direction,
-        seed: int,
         drops: list[float],
     ) -> Example:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(draw.seed)
         wanted = direction.target
-        sample = self.datasets[name].samples[number]
-        codes = self.codes((name, number, wanted), fields[wanted], sample)
+        codes = self.codes((draw.dataset, draw.number, wanted), fields[wanted], sample)
         asked = conditions(wanted)
         sources: list[Source] = []
         if self.train and drops[0] < self.attribute_dropout:

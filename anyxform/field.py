@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import permutations
 
 _FIELD = re.compile(r"([a-z][a-z0-9_]*)(?::([A-Za-z0-9_]+(?:-[A-Za-z0-9_]+)*))?")
@@ -23,13 +24,14 @@ class Field:
     modality: str
     variant: str = ""
 
-    @classmethod
-    def parse(cls, text: str) -> "Field":
+    @staticmethod
+    @lru_cache(maxsize=4096)  # a sample has ten and more, the data a few in all
+    def parse(text: str) -> "Field":
         """Read ``modality[:variant]``; a ValueError says what is wrong with anything else."""
         match = _FIELD.fullmatch(text.strip())
         if not match:
             raise ValueError(f"{text!r} is not a field: write modality or modality:variant, such as image or text:fr")
-        return cls(match[1], match[2] or "")
+        return Field(match[1], match[2] or "")
 
     @property
     def attributes(self) -> tuple[str, ...]:

@@ -84,7 +84,8 @@ def batch_loss(
     for name, target in batch.targets.items():
         weight = 1.0 if weights is None else weights.get(name, 1.0)
         for states, scale in [*((states, exit_weight) for states in early), (last, 1.0)]:
-            losses = chunked_losses(model.targets[name], states[target.label_index], target.labels)
+            chosen = states.index_select(0, target.label_index)
+            losses = chunked_losses(model.targets[name], chosen, target.labels)
             total = total + weight * scale * losses.sum()
         total = total + weight * length_weight * _length_loss(model, name, target, last)
         shares.index_add_(0, target.label_directions, losses.detach())
@@ -96,4 +97,5 @@ def _length_loss(model: Transformer, name: str, target: PackedTargets, states: T
     head = model.targets[name].length
     if head is None or not len(target.length_index):
         return states.new_zeros((), dtype=torch.float32)
-    return F.cross_entropy(head(states[target.length_index]).float(), target.length_labels, reduction="sum")
+    logits = head(states.index_select(0, target.length_index))
+    return F.cross_entropy(logits.float(), target.length_labels, reduction="sum")

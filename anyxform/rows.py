@@ -7,12 +7,17 @@ the rows of a step without making those of the others, and the step is the same 
 
 import io
 import math
+import multiprocessing
+import os
 import pickle
 import signal
+import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, cycle, islice
+from multiprocessing.context import BaseContext
+from threading import Thread
 from typing import Any
 
 import torch
@@ -120,17 +125,43 @@ def _pickled(found: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _context(modalities: Mapping[str, Modality]) -> BaseContext:
+    """Workers are forked from a process that has imported what they need and done nothing else, where that is possible.
+
+    So the imports take their seconds once, not once a worker; and forked children of this process, which has used
+    OpenMP, might hang.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    packages = tuple({type(it).__module__.partition(".")[0] for it in modalities.values()})
+    theirs = [name for name in sys.modules if name.partition(".")[0] in packages]
+    context.set_forkserver_preload(["anyxform.rows", *theirs])
+    return context
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that trains has: torch looks to the one that it was forked from."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 class _Pools(IterableDataset[bytes]):
     """Some pools, those of this worker; each as bytes, as tensors sent singly use up file descriptors."""
 
     def __init__(self, rows: "Rows", starts: Mapping[int, int]) -> None:
         self.rows, self.starts = rows, starts
+        self.environment = dict(os.environ)  # workers' origin may have begun under another
 
     def __iter__(self) -> Iterator[bytes]:
         torch.set_num_threads(1)
         info = get_worker_info()
         if info:  # Ctrl-C reaches every process; when to stop is decided by the one that trains
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            os.environ.update(self.environment)
+            Thread(target=_end_with_parent, daemon=True).start()
         first, step = (info.id, info.num_workers) if info else (0, 1)
         for pool in islice(self.rows.numbers(self.starts), first, None, step):
             try:
@@ -286,7 +317,7 @@ class Rows:
             num_workers=self.num_workers,
             prefetch_factor=1,
             pin_memory=torch.cuda.is_available(),  # for its thread, in which pools arrive during the steps
-            multiprocessing_context="spawn",  # forked children of a process that has used OpenMP may hang
+            multiprocessing_context=_context(self.examples.modalities),
         )
         for data in loader:  # workers take turns, so pools come in order
             found = pickle.loads(data)

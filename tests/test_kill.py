@@ -3,6 +3,7 @@
 ANYXFORM_KILLS says how often; 50 take about five minutes.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -88,3 +89,28 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(tiny: Tiny, tmp
     there = weights(whole)
     assert all(torch.equal(tensor, there.pop(name)) for name, tensor in weights(torn).items()) and not there
     assert not list((torn / "run" / "checkpoints").glob(".*.tmp")), "nothing half-written is left"
+
+
+def running(group: int) -> list[str]:
+    """Processes of a group that have not ended."""
+    stats = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")]
+    return [stat[0] for stat in stats if int(stat[2]) == group and stat[0] != "Z"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_workers_end_with_the_process_that_was_killed(tiny, tmp_path):
+    process = start(command(tiny, tmp_path, "data.num_workers=2", "train.steps=100000"))
+    try:
+        while not lines(tmp_path):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        assert len(running(process.pid)) >= 3
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 30
+        while running(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not running(process.pid)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from anyxform.loss import batch_loss
-from anyxform.optim import EMA, clip_gradients, learning_rate, muon, parameter_groups
+from anyxform.optim import EMA, Muon, clip_gradients, learning_rate, muon, parameter_groups
 from tests.toy_training import toy_model, toy_row
 
 
@@ -69,6 +69,27 @@ def test_together_saves_and_loads_as_one():
     for it, optimizer in zip((model, other), optimizers):
         step(it, optimizer, 1)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+
+
+def test_muon_of_all_matrices_at_once_is_that_of_torch_one_by_one():
+    chance = torch.Generator().manual_seed(0)
+    shapes = [(24, 8), (8, 24), (24, 8), (16, 16), (8, 24)]
+    mine, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    settings = {"lr": 0.1, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    ours, reference = Muon(mine, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(4):
+        for number, (one, other) in enumerate(zip(mine, theirs)):
+            one.grad = None if number == 4 else torch.randn(shapes[number], generator=chance)
+            other.grad = None if number == 4 else one.grad.clone()
+        ours.step()
+        reference.step()
+    for one, other in zip(mine, theirs):
+        torch.testing.assert_close(one, other, atol=5e-3, rtol=0)  # steps of 0.1 · 0.2 · √24, computed in bf16
+    assert torch.equal(mine[4], torch.ones(shapes[4]))
+    state, expected = ours.state_dict(), reference.state_dict()
+    assert state["state"].keys() == expected["state"].keys() and state["param_groups"] == expected["param_groups"]
+    for number, kept in expected["state"].items():
+        torch.testing.assert_close(state["state"][number], kept)
 
 
 def test_muon_takes_the_matrices_of_the_blocks():

@@ -8,7 +8,6 @@ import math
 
 import PIL.Image
 import torch
-import torch.nn.functional as F
 from PIL import ImageFilter
 from PIL.Image import Image as Picture
 from torch import Tensor
@@ -91,11 +90,20 @@ def _outline(pixels: Tensor, chance: Chance) -> Tensor:
 
     Without it a model that saw no line drawings in training names half as many of them.
     """
-    contrast = F.max_pool2d(pixels, 3, 1, 1) + F.max_pool2d(-pixels, 3, 1, 1)
+    contrast = _greatest_nearby(pixels) + _greatest_nearby(-pixels)
     ink = contrast.amax(dim=0).sub_(0.25).div_(0.4).clamp_(0, 1)
     if chance.happens(0.3):
         pixels = 1 - (1 - pixels) * chance.between(0, 1)
     return pixels - (pixels + 1) * ink
+
+
+def _greatest_nearby(pixels: Tensor) -> Tensor:
+    """The greatest of the 3 × 3 pixels around each: torch's max_pool2d takes five times as long at these sizes."""
+    for axis in (1, 2):
+        padded = torch.cat([pixels.narrow(axis, 0, 1), pixels, pixels.narrow(axis, -1, 1)], axis)
+        size = pixels.shape[axis]
+        pixels = torch.maximum(torch.maximum(pixels, padded.narrow(axis, 0, size)), padded.narrow(axis, 2, size))
+    return pixels
 
 
 def _cut_out(pixels: Tensor, chance: Chance) -> None:
