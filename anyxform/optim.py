@@ -102,9 +102,14 @@ class Together:
             first += count
 
 
+MOST_AT_ONCE = 2**22
+"""Elements of the matrices that Muon takes together: more would be memory, and large ones need no company."""
+
+
 class Muon(torch.optim.Muon):
-    """torch's, but all matrices of one shape are orthogonalised at once: of a small model's step on a GPU more than a
-    quarter was the launching of its many small products."""
+    """torch's (with Nesterov's momentum, at the rate of AdamW), but small matrices of one shape are orthogonalised at
+    once: of a small model's step on a GPU more than a quarter was the launching of its many products.
+    """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -117,10 +122,17 @@ class Muon(torch.optim.Muon):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shapes[parameter.shape].append(parameter)
-            for shape, parameters in shapes.items():
-                change = orthogonal(torch.stack(self._updates(parameters, group)), group).to(parameters[0].dtype)
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, change.unbind(), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
+            for shape, found in shapes.items():
+                size = max(1, MOST_AT_ONCE // shape.numel())
+                for parameters in (found[start : start + size] for start in range(0, len(found), size)):
+                    self._step(parameters, group)
+
+    def _step(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+        """Change matrices of one shape."""
+        change = orthogonal(torch.stack(self._updates(parameters, group)), group).to(parameters[0].dtype)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        rate = 0.2 * max(parameters[0].shape) ** 0.5 * group["lr"]
+        torch._foreach_add_(parameters, change.unbind(), alpha=-rate)
 
     def _updates(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
         """What the gradients and those before them add up to."""

@@ -229,6 +229,7 @@ def test_what_does_not_fit_a_run_that_is_there(
         (["train.steps=many"], "train.steps=many is not possible: give a number"),
         (["train.steps=2.5"], "train.steps=2.5 is not possible: give a whole number"),
         (["train.steps=0"], "train.steps=0 is not possible: give 1 or more"),
+        (["data.num_workers=-1"], "data.num_workers=-1 is not possible: give 0 or more"),
         (["train.compile=2"], "train.compile=2 is not possible: give true or false"),
         (["seed=-1"], "seed=-1 is not possible: give 0 or more"),
         (["train.debug=overfti"], "train.debug=overfti is unknown: use overfit"),

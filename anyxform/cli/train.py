@@ -74,6 +74,7 @@ class Run:
             ("seed", config["seed"], 0),
             ("train.steps", self.options["steps"], 1),
             ("train.rows_per_step", self.options["rows_per_step"], 1),
+            ("data.num_workers", config["data"]["num_workers"], 0),
         ):
             if value < least:
                 raise ValueError(f"{name}={value} is not possible: give {least} or more")

@@ -17,7 +17,6 @@ import soundfile
 from webdataset import TarWriter
 
 from anyxform.shards import Sample, index
-from anyxform.starter.splits import LATER_STYLES
 
 LANGUAGES = ("en", "fr")
 HELD_OUT, BY_TURNS = "openmoji", ("twemoji", "noto", "emojione")
@@ -62,18 +61,14 @@ def _texts(sample: Sample) -> dict[str, str]:
 
 
 def _pictures(root: Path) -> dict[str, list[dict[str, object]]]:
-    """Things of the training split with their names in two languages, their drawings split in two.
-
-    Without the styles that were added later: in the demo's minutes each drawing must come often.
-    """
+    """Things of the training split with their names in two languages, their drawings split in two."""
     drawings: dict[str, dict[str, bytes]] = {}
     names: dict[str, dict[str, str]] = {}
     for sample in _samples(root, "emoji", ("train", "instance")):
         text = _texts(sample)
         if text["en"] in THINGS and set(LANGUAGES) <= text.keys():
             names[sample.key] = {language: text[language] for language in LANGUAGES}
-            endings = [ending for ending in sample.members if ending.endswith(".webp") and ending not in LATER_STYLES]
-            found = {ending: sample.read(ending) for ending in endings}
+            found = {ending: sample.read(ending) for ending in sample.members if ending.endswith(".webp")}
             drawings.setdefault(sample.key, {}).update(found)
     splits: dict[str, list[dict[str, object]]] = {"train": [], "instance": []}
     for number, key in enumerate(sorted(names)):

@@ -88,6 +88,8 @@ STYLES = {
     "fxemoji": _npm("@iconify-json/fxemoji", "1.2.2",
                     "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
                     "Apache-2.0", "Firefox OS Emoji, by Mozilla"),
+}  # fmt: skip
+MORE_STYLES = {
     "fluent": _npm("@iconify-json/fluent-emoji", "1.2.7",
                    "8044210dbf11e016d4de85f15d01a243423bd832457e7e2491df1b751c0e272b",
                    "MIT", "Fluent Emoji, by Microsoft"),
@@ -112,7 +114,8 @@ ANNOTATIONS = {
                                "4be946ff5815f806ec78b50363d577a769f2fbfb90c6380a44e161a92436996e",
                                "Unicode-3.0", "names of combined emoji in many languages, by Unicode"),
 }  # fmt: skip
-PACKAGES = [STAMPS, NAMES, *(p for pair in PROMPTS.values() for p in pair), *STYLES.values(), *ANNOTATIONS.values()]
+PACKAGES = [STAMPS, NAMES, *(p for pair in PROMPTS.values() for p in pair), *STYLES.values(), *MORE_STYLES.values(),
+            *ANNOTATIONS.values()]  # fmt: skip
 
 
 def fetch(package: Package, cache: Path) -> Path:

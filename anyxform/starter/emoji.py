@@ -3,14 +3,14 @@
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from anyxform.starter.archives import files
-from anyxform.starter.download import ANNOTATIONS, STYLES, fetch
+from anyxform.starter.download import ANNOTATIONS, MORE_STYLES, STYLES, Package, fetch
 from anyxform.starter.draft import LANGUAGES, Draft, webp
 
 _SKIN_TONES = {f"{code:x}" for code in range(0x1F3FB, 0x1F400)}
@@ -18,8 +18,17 @@ _SKIN_TONES = {f"{code:x}" for code in range(0x1F3FB, 0x1F400)}
 
 def emoji(cache: Path) -> Iterator[Draft]:
     """One draft a concept, skin tones left out: its name in every language, its drawing in every style that has one."""
+    return _drafts("emoji", STYLES, cache)
+
+
+def styles(cache: Path) -> Iterator[Draft]:
+    """The same concepts in more styles, a dataset of its own: with it the starter is too large for a repository."""
+    return _drafts("styles", MORE_STYLES, cache)
+
+
+def _drafts(dataset: str, packages: Mapping[str, Package], cache: Path) -> Iterator[Draft]:
     names = _names(cache)
-    styles = {style: _drawings(fetch(package, cache)) for style, package in STYLES.items()}
+    styles = {style: _drawings(fetch(package, cache)) for style, package in packages.items()}
     for code, text in sorted(names.items()):
         if "en" not in text or _SKIN_TONES & set(code.split("-")):
             continue
@@ -29,7 +38,7 @@ def emoji(cache: Path) -> Iterator[Draft]:
             if svg:
                 media[f"{style}.webp"] = webp(_render(svg))
         if media:
-            yield Draft("emoji", code, text, media, about="emoji")
+            yield Draft(dataset, code, text, media, about="emoji")
 
 
 def _names(cache: Path) -> dict[str, dict[str, str]]:

@@ -14,8 +14,6 @@ HELD_OUT_STYLE = "openmoji.webp"
 """Held out of training altogether."""
 CLOSER_STYLE = "twemoji.webp"
 """Held out for one concept in ten, where at least three other drawings stay."""
-LATER_STYLES = {"fluent.webp", "fluentflat.webp", "fluentcontrast.webp", "emojionemono.webp", "streamline.webp"}
-"""Do not count among those three: no drawing that an earlier model was trained on may become one that is held out."""
 
 
 def share(text: str, parts: int) -> int:
@@ -70,8 +68,7 @@ def hold_out(draft: Draft) -> set[str]:
     """Endings of the media of a training sample that are taken out of training."""
     held = {HELD_OUT_STYLE} & draft.media.keys()
     drawings = [ending for ending in draft.media if ending.endswith(".webp")]
-    others = set(drawings) - held - LATER_STYLES
-    if CLOSER_STYLE in others and len(others) > 3 and share(f"style {draft.key}", 10) == 0:
+    if CLOSER_STYLE in drawings and len(set(drawings) - held) > 3 and share(f"style {draft.key}", 10) == 0:
         held.add(CLOSER_STYLE)
     spoken = sorted(ending for ending in draft.media if ending.endswith(".ogg") and ending != "effect.ogg")
     if len(spoken) >= 2 and share(f"recording {draft.key}", 10) == 0:

@@ -90,14 +90,14 @@ def _outline(pixels: Tensor, chance: Chance) -> Tensor:
 
     Without it a model that saw no line drawings in training names half as many of them.
     """
-    contrast = _greatest_nearby(pixels) + _greatest_nearby(-pixels)
+    contrast = greatest_nearby(pixels) + greatest_nearby(-pixels)
     ink = contrast.amax(dim=0).sub_(0.25).div_(0.4).clamp_(0, 1)
     if chance.happens(0.3):
         pixels = 1 - (1 - pixels) * chance.between(0, 1)
     return pixels - (pixels + 1) * ink
 
 
-def _greatest_nearby(pixels: Tensor) -> Tensor:
+def greatest_nearby(pixels: Tensor) -> Tensor:
     """The greatest of the 3 × 3 pixels around each: torch's max_pool2d takes five times as long at these sizes."""
     for axis in (1, 2):
         padded = torch.cat([pixels.narrow(axis, 0, 1), pixels, pixels.narrow(axis, -1, 1)], axis)

@@ -5,6 +5,7 @@ import zlib
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -12,6 +13,7 @@ from PIL.Image import Image as Picture
 from safetensors.torch import save_file
 
 from modalities.image import Image, judge, pixels
+from modalities.image.augment import greatest_nearby
 from modalities.image.quality import psnr, ssim
 
 SMALL = {"size": 32, "width": 16}
@@ -253,3 +255,15 @@ def test_the_judge_retrieves_the_right_text() -> None:
     right = image.judge(references, references, texts)["retrieval"]
     wrong = image.judge(references[1:] + references[:1], references, texts)["retrieval"]
     assert [score.value for score in right] == [1, 1, 1] and [score.value for score in wrong] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [(3, 2), (8, 5), (64, 64)])
+def test_the_colour_of_the_border_is_the_median(size: tuple[int, int]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    border = np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])
+    assert pixels.border_colour(PIL.Image.fromarray(array)) == tuple(np.median(border, axis=0).astype(int))
+
+
+def test_outlines_look_at_the_pixels_around_each() -> None:
+    values = torch.rand(3, 9, 7, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(greatest_nearby(values), torch.nn.functional.max_pool2d(values, 3, 1, 1))
