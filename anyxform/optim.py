@@ -127,7 +127,7 @@ class Muon(torch.optim.Muon):
                 for parameters in (found[start : start + size] for start in range(0, len(found), size)):
                     self._step(parameters, group)
 
-    def _step(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+    def _step(self, parameters: list[Tensor], group: Mapping[str, Any]) -> None:
         """Change matrices of one shape."""
         change = orthogonal(torch.stack(self._updates(parameters, group)), group).to(parameters[0].dtype)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
