@@ -65,7 +65,7 @@ def captioner(modalities: dict[str, Modality], dim: int, depth: int, heads: int)
     start = ids.pop("decoder_start_token_id")
     encoder = ViTConfig(
         hidden_size=dim, num_hidden_layers=depth // 2, num_attention_heads=heads, intermediate_size=4 * dim,
-        image_size=image.size, patch_size=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        image_size=image.size, patch_size=image.patch_size, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     decoder = GPT2Config(
         n_embd=dim, n_layer=depth - depth // 2, n_head=heads, n_positions=LONGEST, add_cross_attention=True,

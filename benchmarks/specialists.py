@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -48,13 +48,20 @@ class Task:
     split: str
     metric: str
     datasets: tuple[str, ...]
+    new_only: bool = False
 
 
-TASKS = {
-    "captions": Task("image>text:en", "image>text:en", "instance", "exact", ("emoji",)),
-    "drawings": Task("text:en>image", "text:en>image:twemoji", "instance", "retrieval", ("emoji",)),
+STARTER = {
+    "captions": Task("image>text:en", "image>text:en", "instance", "exact", ("emoji",), new_only=True),
+    "drawings": Task("text:en>image", "text:en>image:twemoji", "instance", "retrieval", ("emoji",), new_only=True),
     "transcripts": Task("audio:fr*>text:fr", "audio:fr*>text:fr", "test", "cer", ("stamps", "prompts")),
     "translations": Task("text:en>text:fr", "text:en>text:fr", "test", "chrf", ("names", "emoji")),
+}
+DEMO = {
+    "captions": Task("image>text:en", "image>text:en", "instance", "exact", ("pictures",), new_only=True),
+    "drawings": Task("text:en>image", "text:en>image", "instance", "retrieval", ("pictures",), new_only=True),
+    "transcripts": Task("audio:fr*>text:fr", "audio:fr*>text:fr", "instance", "exact", ("numbers",)),
+    "translations": Task("text:en>text:fr", "text:en>text:fr", "instance", "exact", ("numbers",)),
 }
 LIMIT = 300
 OPTIONS = ("rows_per_step", "exit_every", "clip", "bf16", "exit_weight", "length_weight")
@@ -78,11 +85,19 @@ class Budget:
         return peak * warm * (FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * self.passed())))
 
 
-def opened(tasks: Sequence[str], overrides: Sequence[str], seed: int) -> Run:
+Tasks = Mapping[str, Task]
+
+
+def tasks_for(overrides: Sequence[str]) -> Tasks:
+    """Those of the starter, or of the demo's slice of it."""
+    return DEMO if "pictures" in compose("train", overrides)["data"]["datasets"] else STARTER
+
+
+def opened(tasks: Tasks, overrides: Sequence[str], seed: int) -> Run:
     """A run on these tasks; where a sample has several of them, each is drawn equally often."""
     words = prepared([*overrides, "run_dir=runs/unsaved", f"seed={seed}"])
     config = compose("train", words)
-    config["data"] |= {"directions": {TASKS[name].trained: 1.0 for name in tasks}, "hold_out": []}
+    config["data"] |= {"directions": {task.trained: 1.0 for task in tasks.values()}, "hold_out": []}
     torch.manual_seed(seed)
     return Run(config, words)
 
@@ -91,28 +106,28 @@ def training_rows(run: Run) -> Rows:
     return run.data.rows("train", run.state.model, run.modalities, seed=run.config["seed"], pad=False)
 
 
-def tasks_of(batch: Batch) -> Counter[str]:
+def tasks_of(batch: Batch, tasks: Tasks) -> Counter[str]:
     """How many samples of each task a row holds."""
     starts, found = torch.tensor(batch.segments.starts), Counter[str]()
     for target in batch.targets.values():
         segments = torch.searchsorted(starts, target.label_index, right=True)
         pairs = torch.stack([segments, target.label_directions]).unique(dim=1)
         found.update(batch.directions[number] for number in pairs[1].tolist())
-    tasks = Counter[str]()
+    counts = Counter[str]()
     for direction, number in found.items():
-        name = next(n for n, it in TASKS.items() if matches(Direction.parse(direction), it.trained))
-        tasks[name] += number
-    return tasks
+        name = next(n for n, it in tasks.items() if matches(Direction.parse(direction), it.trained))
+        counts[name] += number
+    return counts
 
 
-def train_ours(tasks: Sequence[str], overrides: Sequence[str], seed: int, budget: Budget) -> Run:
+def train_ours(tasks: Tasks, overrides: Sequence[str], seed: int, budget: Budget) -> Run:
     """One model on these tasks until the budget is used."""
     run = opened(tasks, overrides, seed)
     options, optim = run.config["train"], run.config["optim"]
 
     def rows() -> Iterator[tuple[Batch, Any]]:
         for batch, position in training_rows(run).from_position():
-            budget.seen.update(tasks_of(batch))
+            budget.seen.update(tasks_of(batch, tasks))
             yield batch, position
 
     steps = train(
@@ -125,12 +140,12 @@ def train_ours(tasks: Sequence[str], overrides: Sequence[str], seed: int, budget
     return run
 
 
-def train_peer(task: str, overrides: Sequence[str], seed: int, budget: Budget) -> tuple[Peer, Run]:
+def train_peer(name: str, task: Task, overrides: Sequence[str], seed: int, budget: Budget) -> tuple[Peer, Run]:
     """The library's architecture on the task's samples until the budget is used."""
-    run = opened([task], [*overrides, "data.condition_dropout=0"], seed)
+    run = opened({name: task}, [*overrides, "data.condition_dropout=0"], seed)
     size, examples = run.config["model"], training_rows(run).examples
     torch.manual_seed(seed)
-    peer = PEERS[task](run.modalities, size["dim"], size["depth"], size["num_heads"]).train()
+    peer = PEERS[name](run.modalities, size["dim"], size["depth"], size["num_heads"]).train()
     optimizer = torch.optim.AdamW(peer.parameters(), lr=PEER_LR, betas=(0.9, 0.95), weight_decay=0.1)
     found = (example for example in (examples(index, Counts()) for index in count()) if example is not None)
     step = 0
@@ -144,7 +159,7 @@ def train_peer(task: str, overrides: Sequence[str], seed: int, budget: Budget) -
         loss.backward()
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
         optimizer.step()
-        budget.seen[task] += BATCH
+        budget.seen[name] += BATCH
         step += 1
     return peer.eval(), run
 
@@ -154,8 +169,11 @@ def held_out(task: Task, run: Run) -> list[Item]:
     config = run.config["data"]
     chosen = {name: config["datasets"][name] for name in task.datasets}
     datasets = open_datasets(chosen, run.modalities, root=config["root"], split=task.split)
-    new_only = task.split == "instance"
-    return choose_items(datasets, run.modalities, patterns=[task.judged], limit=LIMIT, new_only=new_only).items
+    known = run.state.model.condition_ids.keys()
+    return choose_items(
+        datasets, run.modalities, patterns=[task.judged], limit=LIMIT, new_only=task.new_only,
+        known=lambda direction: known >= set(direction.target.attributes),
+    ).items  # fmt: skip
 
 
 def answers(run: Run, items: Sequence[Item]) -> list[Any]:
@@ -179,10 +197,10 @@ def written(peer: Peer, run: Run, items: Sequence[Item]) -> list[Any]:
 
 def one_seed(seconds: float, overrides: Sequence[str], seed: int) -> dict[str, Any]:
     """Every system's metric on every task, with the gain of `shared` over each."""
-    budget = Budget(seconds=seconds)
-    shared = train_ours(list(TASKS), overrides, seed, budget)
+    tasks, budget = tasks_for(overrides), Budget(seconds=seconds)
+    shared = train_ours(tasks, overrides, seed, budget)
     results: dict[str, Any] = {}
-    for name, task in TASKS.items():
+    for name, task in tasks.items():
         items = held_out(task, shared)
         systems = {MODEL: answers(shared, items)}
         samples = {"shared": budget.seen[name]}
@@ -192,11 +210,11 @@ def one_seed(seconds: float, overrides: Sequence[str], seed: int) -> dict[str, A
         }
         for label, make in alone.items():
             own = make()
-            systems[label] = answers(train_ours([name], overrides, seed, own), items)
+            systems[label] = answers(train_ours({name: task}, overrides, seed, own), items)
             samples[label] = own.seen.total()
         if name in PEERS:
             own = Budget(seconds=seconds)
-            systems["peer"] = written(*train_peer(name, overrides, seed, own), items)
+            systems["peer"] = written(*train_peer(name, task, overrides, seed, own), items)
             samples["peer"] = own.seen.total()
         (row,) = evaluate(items, systems, shared.modalities, seed=seed).summary
         results[name] = {
