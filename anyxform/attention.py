@@ -4,7 +4,7 @@ Each backend is called with queries ``[..., H, C]`` and keys and values ``[..., 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -47,10 +47,7 @@ _Shape = tuple[int, int, bool]
 
 
 class SegmentAttention:
-    """A loop over the segments, those of one shape together: the fastest on CPUs, as nothing is computed across them.
-
-    In fp32 always: the CPU kernel's backward takes twice as long in bf16 (benchmarks/attention.py).
-    """
+    """A loop over the segments, those of one shape together: the fastest on CPUs; nothing is computed across them."""
 
     def __init__(self, segments: Segments, size: int) -> None:
         self.lengths = [*segments.lengths, size - sum(segments.lengths)]
@@ -60,29 +57,58 @@ class SegmentAttention:
 
     @torch.autocast("cpu", enabled=False)  # it would cast the inputs of the kernel to bf16 again
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        dtype, attended = q.dtype, _weighed
+        if dtype == torch.float32 or not self._are_large(q.shape[1]):
+            attended, q, k, v = _by_kernel, q.float(), k.float(), v.float()
         if len(self.shapes) == 1 and self.lengths[-1] == 0:
-            return self._alike(q, k, v)
+            return self._alike(attended, q, k, v).to(dtype)
         # one split and one concatenation: slicing in a loop would make the backward quadratic
-        parts = [x.float().transpose(0, 1).split(self.lengths, dim=1) for x in (q, k, v)]
+        parts = [x.transpose(0, 1).split(self.lengths, dim=1) for x in (q, k, v)]
         outputs = list(parts[0])  # padding, the last, is never read: passed through to keep the shape
         for shape, numbers in self.shapes.items():
-            a, b, c = (torch.stack([part[number] for number in numbers]) for part in parts)
-            for number, output in zip(numbers, _attended(a, b, c, shape).unbind()):
+            a, b, c = (_stacked([part[number] for number in numbers]) for part in parts)
+            for number, output in zip(numbers, attended(a, b, c, shape).unbind()):
                 outputs[number] = output
-        return torch.cat(outputs, dim=1).transpose(0, 1).to(q.dtype)
+        return torch.cat(outputs, dim=1).transpose(0, 1).to(dtype)
 
-    def _alike(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _alike(self, attended: "Attended", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All segments of one shape: nothing has to be copied."""
         ((shape, numbers),) = self.shapes.items()
-        a, b, c = (x.float().unflatten(0, (len(numbers), -1)).transpose(1, 2) for x in (q, k, v))
-        return _attended(a, b, c, shape).transpose(1, 2).flatten(0, 1).to(q.dtype)
+        a, b, c = (x.unflatten(0, (len(numbers), -1)).transpose(1, 2) for x in (q, k, v))
+        return attended(a, b, c, shape).transpose(1, 2).flatten(0, 1)
+
+    def _are_large(self, heads: int) -> bool:
+        """Whether `_weighed` is the fastest: few calls for much, and not too much at once."""
+        lengths = self.lengths[:-1]
+        scores = heads * sum(length * length for length in lengths)
+        return max(lengths, default=0) <= LONG and scores >= LARGE * len(self.shapes)
 
 
-def _attended(q: Tensor, k: Tensor, v: Tensor, shape: _Shape) -> Tensor:
-    """Segments of one shape ``[B, H, T, C]``."""
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(parts)) if len(parts) > 1 else parts[0].unsqueeze(0)  # which is no copy
+
+
+Attended = Callable[[Tensor, Tensor, Tensor, _Shape], Tensor]
+"""Queries, keys and values of segments of one shape ``[B, H, T, C]`` to outputs."""
+LARGE, LONG = 2**16, 1024
+"""Scores of a call from which on, and tokens of a segment up to which, `_weighed` is faster than torch's kernel."""
+
+
+def _by_kernel(q: Tensor, k: Tensor, v: Tensor, shape: _Shape) -> Tensor:
+    """Attention by torch's kernel, whose backward on CPUs takes twice as long in bf16 as in fp32."""
     prefix, _, causal = shape
     text_alone = prefix == 0 and causal  # the kernel then leaves out what no token sees
     return sdpa(q, k, v, None if text_alone else _mask(*shape), causal=text_alone)
+
+
+def _weighed(q: Tensor, k: Tensor, v: Tensor, shape: _Shape) -> Tensor:
+    """Attention as it is defined, all weights in memory: products in the inputs' dtype, the softmax in fp32 inside."""
+    (heads, tokens), mask = q.shape[1:3], _mask(*shape)
+    shared = heads // k.shape[1]  # heads that share keys stand one below the other: nothing is copied for them
+    scores = (q * q.shape[-1] ** -0.5).unflatten(1, (-1, shared)).flatten(2, 3) @ k.mT  # [B, G, shared · T, T]
+    if mask is not None:
+        scores += _added(mask, shared, q.dtype)
+    return (scores.softmax(-1) @ v).unflatten(2, (shared, tokens)).flatten(1, 2)
 
 
 @lru_cache(maxsize=4096)
@@ -93,9 +119,16 @@ def _mask(prefix: int, target: int, causal: bool) -> Tensor | None:
     return may_attend(Segments([0], [prefix], [target], [causal]), prefix + target)
 
 
+@lru_cache(maxsize=4096)
+def _added(mask: Tensor, times: int, dtype: torch.dtype) -> Tensor:
+    """So many masks, one below the other, as what is added to scores."""
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -math.inf).repeat(times, 1)
+
+
 def forget_masks() -> None:
     """Make masks anew from here on."""
     _mask.cache_clear()
+    _added.cache_clear()
 
 
 class FlexAttention:

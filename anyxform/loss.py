@@ -6,60 +6,79 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from anyxform.model import Target, Transformer
 from anyxform.sequence import Batch, PackedTargets
 
 Z_LOSS = 1e-4
 """Keeps the logarithm of the softmax' denominator near 0 (arXiv 2202.08906)."""
-MOST_LOGITS = 2**26
-"""256 MB in fp32."""
+MOST_LOGITS = {"cpu": 2**20, "cuda": 2**26}
+"""How many of them are there at once: on a CPU 4 MB in fp32, which stay near it; on a GPU 256 MB."""
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy plus z-loss of logits ``[…, V]`` under labels ``[…]``, whose gradient is made in one tensor.
+class _HeadLosses(torch.autograd.Function):
+    """Losses of what a head reads from states, whose gradients are made with them, chunk by chunk.
 
-    Derived by autograd, it would be the sum of two of the size of the logits, one of them next to empty.
+    So logits are never all there, and none is computed twice. Only the gradient of the losses' sum is known.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        log_z = logits.logsumexp(dim=-1)
-        ctx.save_for_backward(logits, labels, log_z)
-        return log_z - logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) + Z_LOSS * log_z.square()
+    def forward(ctx: Any, states: Tensor, head: Tensor, labels: Tensor, learns: bool) -> tuple[Tensor, Tensor]:
+        dtype = _product_dtype(states)
+        inputs, weights = states.to(dtype), head.to(dtype)
+        losses = torch.zeros(len(states), dtype=_precise(dtype), device=states.device)
+        to_states, to_head = (torch.zeros(x.shape, dtype=losses.dtype, device=x.device) for x in (states, head))
+        size = max(1, MOST_LOGITS.get(states.device.type, 2**26) // head.shape[1])
+        for k, weight in enumerate(weights):
+            for start in range(0, len(states), size):
+                part = slice(start, start + size)
+                loss, gradient = _losses(inputs[part] @ weight.T, labels[part, k, None])
+                losses[part] += loss
+                if learns:
+                    to_states[part] += gradient @ weight
+                    to_head[k] += gradient.T @ inputs[part]
+        ctx.save_for_backward(to_states, to_head)
+        ctx.of_each, ctx.dtypes = 1 / len(head), (states.dtype, head.dtype)
+        losses /= len(head)
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, labels, log_z = ctx.saved_tensors
-        (gradient,) = gradients
-        scale = gradient * (1 + 2 * Z_LOSS * log_z)
-        found = (logits - log_z.unsqueeze(-1)).exp_().mul_(scale.unsqueeze(-1))
-        return found.scatter_add_(-1, labels.unsqueeze(-1), -gradient.unsqueeze(-1)), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scale = gradients[0] * ctx.of_each
+        found = [(it * scale).to(dtype) for it, dtype in zip(ctx.saved_tensors, ctx.dtypes)]
+        return (*found, None, None)
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy plus z-loss of logits ``[m, K, V + 1]`` under labels ``[m, K]``: ``[m]``, mean over codebooks."""
-    losses: Tensor = _CrossEntropy.apply(logits, labels)
-    return losses.mean(dim=-1)
-
-
-def chunked_losses(head: Target, states: Tensor, labels: Tensor) -> Tensor:
-    """`token_losses` of the logits that a head reads from states ``[m, D]``.
-
-    No more than `MOST_LOGITS` of them are there at once: where there would be more, they are computed in chunks, and
-    again in the backward pass.
+def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy plus z-loss ``[m]`` of logits ``[m, V + 1]`` under labels ``[m, 1]``, and the sum's gradient, in
+    the logits' dtype.
     """
-    size = max(1, MOST_LOGITS // head.head[:, :, 0].numel())
-    if len(labels) <= size:
-        return token_losses(head.logits(states), labels)
+    precise = logits.to(_precise(logits.dtype))
+    log_p = precise.log_softmax(dim=-1)
+    entropy = -log_p.gather(-1, labels)
+    log_z = precise.gather(-1, labels) + entropy
+    gradient = log_p.exp_().mul_(1 + 2 * Z_LOSS * log_z)
+    gradient.scatter_add_(-1, labels, gradient.new_full((), -1.0).expand(labels.shape))
+    return (entropy + Z_LOSS * log_z.square())[:, 0], gradient.to(logits.dtype)
 
-    def losses(some: Tensor, their: Tensor) -> Tensor:
-        return token_losses(head.logits(some), their)
 
-    chunks = zip(states.split(size), labels.split(size))
-    parts = [checkpoint(losses, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-    return torch.cat(parts)
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """In which type autocast would multiply it."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def head_losses(head: Target, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy plus z-loss of the logits that a head reads from states ``[m, D]`` under labels ``[m, K]``.
+
+    The sum, which has a gradient, and that of each state, a mean over codebooks ``[m]``, which has none.
+    """
+    return _HeadLosses.apply(states, head.head, labels, torch.is_grad_enabled())  # type: ignore[return-value]
 
 
 def batch_loss(
@@ -85,10 +104,10 @@ def batch_loss(
         weight = 1.0 if weights is None else weights.get(name, 1.0)
         for states, scale in [*((states, exit_weight) for states in early), (last, 1.0)]:
             chosen = states.index_select(0, target.label_index)
-            losses = chunked_losses(model.targets[name], chosen, target.labels)
-            total = total + weight * scale * losses.sum()
+            found, losses = head_losses(model.targets[name], chosen, target.labels)
+            total = total + weight * scale * found
         total = total + weight * length_weight * _length_loss(model, name, target, last)
-        shares.index_add_(0, target.label_directions, losses.detach())
+        shares.index_add_(0, target.label_directions, losses)
     counted = zip(batch.directions, shares, batch.direction_labels, strict=True)
     return total, {direction: (share, count) for direction, share, count in counted if count}
 

@@ -3,7 +3,8 @@
     python -m benchmarks.specialists SECONDS [SEEDS] [key=value …]
 
 For each seed:
-- `shared`: one model trained on all four tasks for SECONDS.
+- `shared`: one model trained on all four tasks for SECONDS, with four times as many rows in a step as the others: so
+  a step has as many samples of each task as theirs.
 - `same samples`: the same model trained on one task alone, on as many of its samples as `shared` saw of it.
 - `same compute`: the same model trained on one task alone for SECONDS.
 - `peer`: what a library has for the task (`benchmarks.peers`), trained on the same samples alone for SECONDS.
@@ -124,6 +125,7 @@ def train_ours(tasks: Tasks, overrides: Sequence[str], seed: int, budget: Budget
     """One model on these tasks until the budget is used."""
     run = opened(tasks, overrides, seed)
     options, optim = run.config["train"], run.config["optim"]
+    options["rows_per_step"] *= len(tasks)
 
     def rows() -> Iterator[tuple[Batch, Any]]:
         for batch, position in training_rows(run).from_position():

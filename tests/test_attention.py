@@ -50,6 +50,22 @@ def test_segment_loop_equals_the_definition(kv_heads):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("large", [0, 2**16])
+def test_segments_in_bf16_are_the_definition_rounded(monkeypatch, kv_heads, large):
+    """With all weights in memory, and by the kernel."""
+    monkeypatch.setattr("anyxform.attention.LARGE", large)
+    inputs = [x.detach().bfloat16().requires_grad_() for x in random_inputs(kv_heads=kv_heads)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    outputs = [real(SegmentAttention(SEGMENTS, SIZE)(*inputs)), real(DenseAttention(SEGMENTS, SIZE)(*exact))]
+    assert outputs[0].dtype == torch.bfloat16
+    for output in outputs:
+        output.sum().backward()
+    pairs = [outputs, *([x.grad[:24], y.grad[:24]] for x, y in zip(inputs, exact))]
+    for found, expected in pairs:
+        torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("prefix", [0, 4])
 def test_segments_of_one_shape_equal_the_definition(prefix):
     segments = Segments([0, 10, 20], [prefix] * 3, [10 - prefix] * 3, [True] * 3)

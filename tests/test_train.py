@@ -1,9 +1,10 @@
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from anyxform.loss import Z_LOSS, batch_loss, token_losses
+from anyxform.loss import MOST_LOGITS, Z_LOSS, _losses, batch_loss, head_losses
 from anyxform.sequence import pack
 from anyxform.train import averaged, rotating_exit, skipped_blocks, train, train_step, validation_loss
 from tests.toy_training import CONDITIONS, DIRECTIONS, toy_example, toy_model, toy_row, toy_rows, toy_state
@@ -15,21 +16,27 @@ def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-def test_the_losses_gradient_is_that_of_their_definition():
+@pytest.mark.parametrize("most", [10, 10_000])
+def test_the_losses_and_their_gradient_are_those_of_their_definition(monkeypatch, most):
+    monkeypatch.setitem(MOST_LOGITS, "cpu", most)
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(5, 2, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    states, table = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((5, 3), (2, 7, 3))
+    )
     labels = torch.randint(7, (5, 2), generator=generator)
 
-    def defined(logits):
+    def defined():
+        logits = torch.einsum("md,kvd->mkv", states, table)
         entropy = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         return (entropy + Z_LOSS * logits.logsumexp(dim=-1).square()).mean(dim=-1)
 
-    torch.testing.assert_close(token_losses(logits, labels), defined(logits))
-    weights = torch.randn(5, generator=generator, dtype=torch.float64)
-    gradients = [
-        torch.autograd.grad((f * weights).sum(), logits)[0] for f in (token_losses(logits, labels), defined(logits))
-    ]
-    torch.testing.assert_close(*gradients)
+    total, losses = head_losses(SimpleNamespace(head=table), states, labels)
+    torch.testing.assert_close(losses, defined().detach())
+    found, expected = (torch.autograd.grad(3 * it, (states, table)) for it in (total, defined().sum()))
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(head_losses(SimpleNamespace(head=table), states, labels)[0], total.detach())
 
 
 def test_a_step_reports_every_direction_and_its_loss():
@@ -149,25 +156,32 @@ def test_the_last_blocks_are_skipped_most_and_the_first_never():
 
 
 def test_logits_are_never_all_there(monkeypatch):
-    """In chunks the losses and gradients are the same, and no more are kept for the backward pass."""
+    """In chunks the losses and gradients are the same, and none of the logits are kept for the backward pass."""
+    sizes = []
+
+    def watched(logits, labels):
+        sizes.append(logits.numel())
+        return _losses(logits, labels)
+
+    monkeypatch.setattr("anyxform.loss._losses", watched)
 
     def gone_through():
         model, kept = toy_model(), []
+        sizes.clear()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
             loss, shares = batch_loss(model, toy_row(0, repeats=8), exits=(1,))
         loss.backward()
-        gradients = {name: p.grad for name, p in model.named_parameters()}
-        logits = [shape for shape in kept if len(shape) == 3 and shape[-1] in (28, 9)]  # labels, codebooks, codes
-        return loss, shares, gradients, max(shape.numel() for shape in logits)
+        assert not [shape for shape in kept if shape and shape[-1] == 28]  # as many as there are subwords
+        return loss, shares, {name: p.grad for name, p in model.named_parameters()}, max(sizes)
 
-    loss, shares, gradients, kept = gone_through()
-    monkeypatch.setattr("anyxform.loss.MOST_LOGITS", 100)
+    loss, shares, gradients, most = gone_through()
+    monkeypatch.setitem(MOST_LOGITS, "cpu", 100)
     chunked, their, same, fewer = gone_through()
     torch.testing.assert_close(chunked, loss)
     assert their.keys() == shares.keys() and all(torch.allclose(their[it][0], shares[it][0]) for it in shares)
     for name, gradient in gradients.items():
         torch.testing.assert_close(same[name], gradient, msg=name)
-    assert kept > 1000 and fewer <= 100
+    assert most > 1000 and fewer <= 100
 
 
 def test_exits_rotate_through_the_early_layers():
@@ -186,7 +200,7 @@ def test_early_exits_are_trained():
             pass
         early, _ = state.model.states(row, exits=(1,))
         target = row.targets["text"]
-        return token_losses(state.model.targets["text"].logits(early[target.label_index]), target.labels).mean()
+        return head_losses(state.model.targets["text"], early[target.label_index], target.labels)[1].mean()
 
     assert early_loss(1) < early_loss(0)
 

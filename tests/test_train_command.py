@@ -332,7 +332,7 @@ def test_a_run_of_broken_checkpoints_is_not_overwritten(
 def test_one_batch_is_learnt_by_heart_in_every_direction(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("train.debug=overfit", "train.steps=300", "optim.lr=0.01", "train.log_every=50")
+    options = ("train.debug=overfit", "train.steps=300", "optim.lr=0.003", "train.log_every=50")
     assert main(tiny.train(tmp_path / "run", *options)) == 0
     assert "9 of 9 directions are learnt by heart" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
