@@ -23,6 +23,15 @@ class Spent:
     blocks: Tensor
 
 
+WHOLE_PREFIX = 0.9
+"""From this effort on the prefix goes as deep as the deepest token; below it no deeper than the first exit."""
+
+
+def prefix_depth(depth: int, effort: float) -> int:
+    """Through how many of a model's blocks all of the prefix goes, at most, where tokens are decoded one by one."""
+    return exits_of(depth)[0] if effort < WHOLE_PREFIX else depth
+
+
 def exits_of(depth: int) -> list[int]:
     """After how many of a model's blocks tokens may leave: half of them, or all.
 
@@ -37,7 +46,7 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 def decode(stream: Stream, task: Task, effort: float) -> Spent:
-    """Decode left to right; the prefix goes as deep as the deepest token."""
+    """Decode left to right."""
     codes, total, used = task.given[:0], 0.0, list[int]()
     while True:
         logits, blocks = _read(stream, task, codes, effort)

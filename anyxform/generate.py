@@ -14,7 +14,7 @@ from torch import Tensor
 from anyxform.beams import search
 from anyxform.cache import KVCache, advance, prefill
 from anyxform.continuous import Row, RowCache, Steps, decode
-from anyxform.effort import Refiner
+from anyxform.effort import Refiner, prefix_depth
 from anyxform.effort import decode as decode_by_effort
 from anyxform.field import Field
 from anyxform.modality import Decoding, Modality
@@ -258,7 +258,8 @@ class _Group:
             return permitted(logits.view(1, *logits.shape[-2:]), codes[None], self.options.no_repeat, never_ends)[0]
 
         offsets = self._offsets(longest)
-        stream = Stream(self.model, self._prefixes(), causal=True)
+        depth = prefix_depth(len(self.model.blocks), self.options.effort)
+        stream = Stream(self.model, self._prefixes(), causal=True, prefix_depth=depth)
         stream.grow(offsets)
         task = Task(
             embed=lambda codes: self._embed(codes[None]),

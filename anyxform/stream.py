@@ -1,8 +1,8 @@
 """One request's tokens in the stack, of which each may have gone through another number of blocks.
 
 What drafting with the first blocks and leaving early have in common. The prefix goes no deeper than a target token asks
-for. Letters: R rows of the request (2 with guidance, else 1), P slots of the prefix, S of all, T tokens, D width,
-K codebooks, V codes.
+for, and than it may. Letters: R rows of the request (2 with guidance, else 1), P slots of the prefix, S of all,
+T tokens, D width, K codebooks, V codes.
 """
 
 import math
@@ -30,16 +30,20 @@ class Stream:
         model: in eval mode.
         prefixes: the request's, one for each row, whose targets are empty.
         causal: whether a target token looks at none behind it; else at all that are there.
+        prefix_depth: after how many blocks the prefix leaves, all but its last token, from which the first code is
+            read; None: it does not.
     """
 
-    def __init__(self, model: Transformer, prefixes: Sequence[Example], *, causal: bool) -> None:
+    def __init__(
+        self, model: Transformer, prefixes: Sequence[Example], *, causal: bool, prefix_depth: int | None = None
+    ) -> None:
         self.model, self.laid, self.causal = model, lay_out(model, prefixes), causal
         rows, self.start = self.laid.prefix.shape
         self.x, self.mask = self.laid.x, _mask(self.laid, 0, causal)
         self.angles = rope(self.laid.positions, model.head_dim, model.rope_theta)
         shape = (len(model.blocks), rows, self.start, model.config()["num_kv_heads"], model.head_dim)
         self.keys, self.values = self.x.new_empty(shape), self.x.new_empty(shape)
-        self.prefix_blocks = 0
+        self.prefix_blocks, self.prefix_depth = 0, prefix_depth or len(model.blocks)
         self.blocks: list[int] = []
         """Of each target token the number of blocks that hold its keys and values."""
 
@@ -88,24 +92,35 @@ class Stream:
 
     def _catch_up(self, number: int) -> None:
         """The prefix, which looks at nothing but itself, into a block that it has not gone through."""
-        if self.prefix_blocks == number:
+        if self.prefix_blocks != number:
+            return
+        if number < self.prefix_depth:
             self._run(number, slice(0, self.start), self.start)
-            self.prefix_blocks = number + 1
+        else:
+            self._leave(number, slice(0, self.start))
+            for row, length in enumerate(self.laid.prefix.sum(dim=1).tolist()):
+                self._run(number, slice(length - 1, length), self.start, slice(row, row + 1))
+        self.prefix_blocks = number + 1
 
     def _copy(self, number: int, going: set[int]) -> None:
         left = [place for place, blocks in enumerate(self.blocks) if blocks <= number and place not in going]
         if left:
-            slots = self.start + torch.tensor(left, device=self.x.device)
-            block = self.model.blocks[number]
-            _, keys, values = block.attention.project(block.norm1(self.x[:, slots]), self._rope(slots))
-            self.keys[number][:, slots], self.values[number][:, slots] = keys, values
+            self._leave(number, self.start + torch.tensor(left, device=self.x.device))
             for place in left:
                 self.blocks[place] = number + 1
 
-    def _run(self, number: int, slots: Places, end: int) -> None:
-        mask = self.mask[:, :, slots, :end]
-        attend = CachedAttention(self.keys[number], self.values[number], slots, mask)
-        self.x[:, slots] = self.model.blocks[number](self.x[:, slots], self._rope(slots), attend)
+    def _leave(self, number: int, slots: Places) -> None:
+        """Keys and values in a block that what stands there does not go through."""
+        block = self.model.blocks[number]
+        _, keys, values = block.attention.project(block.norm1(self.x[:, slots]), self._rope(slots))
+        self.keys[number][:, slots], self.values[number][:, slots] = keys, values
+
+    def _run(self, number: int, slots: Places, end: int, rows: slice = slice(None)) -> None:
+        attend = CachedAttention(
+            self.keys[number][rows], self.values[number][rows], slots, self.mask[rows, :, slots, :end]
+        )
+        cos, sin = self._rope(slots)
+        self.x[rows, slots] = self.model.blocks[number](self.x[rows, slots], (cos[rows], sin[rows]), attend)
 
     def _rope(self, slots: Places) -> tuple[Tensor, Tensor]:
         cos, sin = self.angles

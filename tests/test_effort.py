@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from anyxform.effort import exits_of
+from anyxform.effort import WHOLE_PREFIX, exits_of
 from anyxform.estimate import operations
 from anyxform.generate import generate
 from anyxform.sampling import Sampling
@@ -109,6 +109,35 @@ def test_those_that_go_on_see_those_that_left_as_they_were():
     torch.testing.assert_close(stream.keys[2][:, slot], keys)
     torch.testing.assert_close(stream.values[2][:, slot], values)
     torch.testing.assert_close(model.norm(stream.x[:, slot]), left)
+
+
+@torch.no_grad()
+def test_a_prefix_that_leaves_is_seen_as_it_left():
+    """All but its last token, which goes on; prefixes of other lengths beside it change nothing."""
+    model = decided_model(depth=4)
+    prefixes = [_prefix(toy_request(sources, "text")) for sources in (["image", "text"], [])]
+    both = Stream(model, prefixes, causal=True, prefix_depth=2)
+    markers = both.marker(range(4))
+    for row, prefix in enumerate(prefixes):
+        alone, left = (Stream(model, [prefix], causal=True, prefix_depth=2) for _ in range(2))
+        torch.testing.assert_close(alone.marker(range(4)), markers[row : row + 1])
+        left.marker(range(2))
+        last, block = alone.start - 1, model.blocks[3]
+        assert last == 0 or torch.equal(alone.x[:, :last], left.x[:, :last])
+        assert not torch.allclose(alone.x[:, last], left.x[:, last])
+        _, keys, _ = block.attention.project(block.norm1(left.x[:, :last]), alone._rope(slice(0, last)))
+        torch.testing.assert_close(alone.keys[3][:, :last], keys)
+
+
+def test_the_prefix_leaves_half_way_where_the_effort_is_low():
+    """Where nothing is sure, so that all target tokens go through all layers."""
+    model, counts = unsure_model(), []
+    for effort in (WHOLE_PREFIX, WHOLE_PREFIX - 0.01):
+        with operations() as counted:
+            (found,) = generate(model, toys(), [toy_request(["image"], "text")], Sampling(length=3, effort=effort))
+        assert (found.layers == 6).all()
+        counts.append(counted.get_total_flops())
+    assert counts[1] < 0.8 * counts[0]
 
 
 def _prefix(request):
