@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from anyxform.attention import forget_masks
+from anyxform.attention import SegmentAttention, forget_masks
 from anyxform.loss import batch_loss
 from anyxform.modality import Modality
 from anyxform.model import Transformer
@@ -100,15 +100,15 @@ def _row(model: Transformer, batch: Batch, bf16: bool, recompute: bool) -> tuple
     """Operations forward and backward, and the most bytes held; with `recompute`, of the inside of one block."""
     for block in model.blocks:
         block.recomputes = False
-    *_, sizes = _gone_through(model, batch, bf16)
+    forward, backward, sizes = _gone_through(model, batch, bf16)
     held = sum(sizes) + max(sizes)  # the gradient of the largest is there with it
     if recompute:
         for block in model.blocks:
             block.recomputes = True
-        *_, inputs = _gone_through(model, batch, bf16)
+        forward, backward, inputs = _gone_through(model, batch, bf16)
         held = sum(inputs) + (sum(sizes) - sum(inputs)) // len(model.blocks) + max(sizes)
-    # in bf16 attention may compute what its mask hides, which counts for nothing
-    forward, backward, _ = _gone_through(model, batch, bf16=False)
+    if bf16 and SegmentAttention(batch.segments, batch.size).are_large(model.config()["num_heads"]):
+        forward, backward, _ = _gone_through(model, batch, bf16=False)  # without what a mask hides
     return forward, backward, held
 
 
