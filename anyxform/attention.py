@@ -58,7 +58,7 @@ class SegmentAttention:
     @torch.autocast("cpu", enabled=False)  # it would cast the inputs of the kernel to bf16 again
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dtype, attended = q.dtype, _weighed
-        if dtype == torch.float32 or not self.are_large(q.shape[1]):
+        if dtype != torch.bfloat16 or not self.are_large(q.shape[1]):
             attended, q, k, v = _by_kernel, q.float(), k.float(), v.float()
         if len(self.shapes) == 1 and self.lengths[-1] == 0:
             return self._alike(attended, q, k, v).to(dtype)
@@ -103,11 +103,11 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, shape: _Shape) -> Tensor:
 
 def _weighed(q: Tensor, k: Tensor, v: Tensor, shape: _Shape) -> Tensor:
     """Attention as it is defined, all weights in memory: products in the inputs' dtype, the softmax in fp32 inside."""
-    (heads, tokens), mask = q.shape[1:3], _mask(*shape)
+    heads, tokens = q.shape[1:3]
     shared = heads // k.shape[1]  # heads that share keys stand one below the other: nothing is copied for them
     scores = (q * q.shape[-1] ** -0.5).unflatten(1, (-1, shared)).flatten(2, 3) @ k.mT  # [B, G, shared · T, T]
-    if mask is not None:
-        scores += _added(mask, shared, q.dtype)
+    if shape[1]:  # without a target everything is seen
+        scores += _added(shape, shared, q.dtype)
     return (scores.softmax(-1) @ v).unflatten(2, (shared, tokens)).flatten(1, 2)
 
 
@@ -119,9 +119,11 @@ def _mask(prefix: int, target: int, causal: bool) -> Tensor | None:
     return may_attend(Segments([0], [prefix], [target], [causal]), prefix + target)
 
 
-@lru_cache(maxsize=4096)
-def _added(mask: Tensor, times: int, dtype: torch.dtype) -> Tensor:
-    """So many masks, one below the other, as what is added to scores."""
+@lru_cache(maxsize=256)  # not as many as of `_mask`: they are of large segments, megabytes each
+def _added(shape: _Shape, times: int, dtype: torch.dtype) -> Tensor:
+    """The mask of one segment so many times, one below the other, as what is added to scores."""
+    prefix, target, causal = shape
+    mask = may_attend(Segments([0], [prefix], [target], [causal]), prefix + target)
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -math.inf).repeat(times, 1)
 
 

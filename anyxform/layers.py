@@ -5,7 +5,6 @@ How attention reaches other tokens (a packed row, a cache) is an argument: see `
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -44,15 +43,10 @@ def _is_small(x: Tensor) -> bool:
 
 
 def _small_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same in a third of the time: torch has no kernel for it on CPUs, but one for what it is made of."""
+    """The same in fewer calls: torch has no kernel for it on CPUs, but one for sums of squares."""
     rows = x.reshape(-1, 1, x.shape[-1])
-    mean_square = torch.baddbmm(_constant(eps), rows, rows.mT, alpha=1 / x.shape[-1])
-    return (rows * mean_square.rsqrt_() * weight).view(x.shape)
-
-
-@lru_cache
-def _constant(value: float) -> Tensor:
-    return torch.full((1, 1, 1), value)
+    scale = (rows @ rows.mT).div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (rows * scale * weight).view(x.shape)
 
 
 def rope(positions: Tensor, head_dim: int, theta: float) -> Rope:

@@ -27,15 +27,20 @@ class _HeadLosses(torch.autograd.Function):
         dtype = _product_dtype(states)
         inputs, weights = states.to(dtype), head.to(dtype)
         losses = torch.zeros(len(states), dtype=_precise(dtype), device=states.device)
-        to_states, to_head = (torch.zeros(x.shape, dtype=losses.dtype, device=x.device) for x in (states, head))
+        # of what learns alone: in validation nothing does, and a part may be frozen
+        to_states, to_head = (
+            torch.zeros(x.shape, dtype=losses.dtype, device=x.device) if learns and needed else None
+            for x, needed in zip((states, head), ctx.needs_input_grad)
+        )
         size = max(1, MOST_LOGITS.get(states.device.type, 2**26) // head.shape[1])
         for k, weight in enumerate(weights):
             for start in range(0, len(states), size):
                 part = slice(start, start + size)
                 loss, gradient = _losses(inputs[part] @ weight.T, labels[part, k, None])
                 losses[part] += loss
-                if learns:
+                if to_states is not None:
                     to_states[part] += gradient @ weight
+                if to_head is not None:
                     to_head[k] += gradient.T @ inputs[part]
         ctx.save_for_backward(to_states, to_head)
         ctx.of_each, ctx.dtypes = 1 / len(head), (states.dtype, head.dtype)
@@ -46,7 +51,7 @@ class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scale = gradients[0] * ctx.of_each
-        found = [(it * scale).to(dtype) for it, dtype in zip(ctx.saved_tensors, ctx.dtypes)]
+        found = [None if it is None else (it * scale).to(dtype) for it, dtype in zip(ctx.saved_tensors, ctx.dtypes)]
         return (*found, None, None)
 
 

@@ -43,6 +43,7 @@ class Sampling:
             see `anyxform.speculative`; 0: none.
         draft_layers: blocks that draft. None: a third of the model's.
         effort: the confidence at which a token leaves the stack half way, see `anyxform.effort`; 1: none does, 0: all.
+            Left to right, below 0.9 the sources leave there too.
         decoding: ``autoregressive`` or ``masked``. None: the target modality's own.
         length: tokens of the target. None: as the model decides.
     """

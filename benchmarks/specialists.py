@@ -1,10 +1,10 @@
 """One model for four tasks against a model made for each: on the same samples, and with the same compute.
 
-    python -m benchmarks.specialists SECONDS [SEEDS] [key=value …]
+    python -m benchmarks.specialists SECONDS [SEEDS] [--rows 4] [--shared] [key=value …]
 
 For each seed:
-- `shared`: one model trained on all four tasks for SECONDS, with four times as many rows in a step as the others: so
-  a step has as many samples of each task as theirs.
+- `shared`: one model trained on all four tasks for SECONDS, with `--rows` times as many rows in a step as the others:
+  with 4, as many samples of each task as theirs. `--shared` trains it alone.
 - `same samples`: the same model trained on one task alone, on as many of its samples as `shared` saw of it.
 - `same compute`: the same model trained on one task alone for SECONDS.
 - `peer`: what a library has for the task (`benchmarks.peers`), trained on the same samples alone for SECONDS.
@@ -13,9 +13,9 @@ All learn by a cosine over their budget. They are judged on the same held-out sa
 trained on, and sentences, names, and pairs of name and style that were not. Overrides are those of `anyxform train`.
 """
 
+import argparse
 import json
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,11 +121,11 @@ def tasks_of(batch: Batch, tasks: Tasks) -> Counter[str]:
     return counts
 
 
-def train_ours(tasks: Tasks, overrides: Sequence[str], seed: int, budget: Budget) -> Run:
-    """One model on these tasks until the budget is used."""
+def train_ours(tasks: Tasks, overrides: Sequence[str], seed: int, budget: Budget, rows_more: int = 1) -> Run:
+    """One model on these tasks until the budget is used, with so many times the rows of the config in a step."""
     run = opened(tasks, overrides, seed)
     options, optim = run.config["train"], run.config["optim"]
-    options["rows_per_step"] *= len(tasks)
+    options["rows_per_step"] *= rows_more
 
     def rows() -> Iterator[tuple[Batch, Any]]:
         for batch, position in training_rows(run).from_position():
@@ -197,24 +197,25 @@ def written(peer: Peer, run: Run, items: Sequence[Item]) -> list[Any]:
     return texts
 
 
-def one_seed(seconds: float, overrides: Sequence[str], seed: int) -> dict[str, Any]:
+def one_seed(seconds: float, overrides: Sequence[str], seed: int, rows_more: int, alone_too: bool) -> dict[str, Any]:
     """Every system's metric on every task, with the gain of `shared` over each."""
     tasks, budget = tasks_for(overrides), Budget(seconds=seconds)
-    shared = train_ours(tasks, overrides, seed, budget)
+    shared = train_ours(tasks, overrides, seed, budget, rows_more)
+    print(f"seed {seed}: shared took {shared.state.step} steps", flush=True)
     results: dict[str, Any] = {}
     for name, task in tasks.items():
         items = held_out(task, shared)
         systems = {MODEL: answers(shared, items)}
         samples = {"shared": budget.seen[name]}
-        alone: dict[str, Callable[[], Budget]] = {
+        others: dict[str, Callable[[], Budget]] = {
             "same samples": lambda name=name: Budget(samples=budget.seen[name]),  # type: ignore[misc]
             "same compute": lambda: Budget(seconds=seconds),
         }
-        for label, make in alone.items():
+        for label, make in others.items() if alone_too else ():
             own = make()
             systems[label] = answers(train_ours({name: task}, overrides, seed, own), items)
             samples[label] = own.seen.total()
-        if name in PEERS:
+        if name in PEERS and alone_too:
             own = Budget(seconds=seconds)
             systems["peer"] = written(*train_peer(name, task, overrides, seed, own), items)
             samples["peer"] = own.seen.total()
@@ -238,12 +239,18 @@ def _line(result: dict[str, Any]) -> str:
     return f"{result['metric']} of {result['n']}: {values}"
 
 
-def main(seconds: float, seeds: int, overrides: Sequence[str]) -> None:
-    found = [one_seed(seconds, overrides, seed) for seed in range(seeds)]
-    print(json.dumps({"seconds": seconds, "overrides": list(overrides), "seeds": found}))
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("words", nargs="*", help="how many seeds (1), then overrides: key=value")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--shared", action="store_true")
+    options = parser.parse_intermixed_args()
+    overrides = [word for word in options.words if "=" in word]
+    seeds = next((int(word) for word in options.words if "=" not in word), 1)
+    found = [one_seed(options.seconds, overrides, seed, options.rows, not options.shared) for seed in range(seeds)]
+    print(json.dumps(vars(options) | {"seeds": found}))
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    plain = [word for word in words if "=" not in word]
-    main(float(plain[0]), int(plain[1]) if len(plain) > 1 else 1, [word for word in words if "=" in word])
+    main()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from anyxform.layers import RMSNorm
 from anyxform.loss import batch_loss
 from anyxform.model import PRESETS, Transformer, compile_blocks
 from anyxform.sequence import marker, pack
@@ -98,6 +99,18 @@ def test_an_untrained_model_guesses() -> None:
 
 
 # Parts
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 1, 32), (3, 32), (2, 1, 5, 32), (0, 32)])
+def test_norms_of_few_tokens_are_those_of_many(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    norm = RMSNorm(32, eps=0.1)
+    norm.weight.copy_(torch.randn(32, generator=torch.Generator().manual_seed(0)))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    few = norm(x)
+    monkeypatch.setattr("anyxform.layers.SMALL", -1)
+    torch.testing.assert_close(few, norm(x))
+    torch.testing.assert_close(few, F.rms_norm(x, (32,), norm.weight, 0.1))
 
 
 def test_queries_and_keys_are_normalised() -> None:

@@ -39,6 +39,15 @@ def test_the_losses_and_their_gradient_are_those_of_their_definition(monkeypatch
         torch.testing.assert_close(head_losses(SimpleNamespace(head=table), states, labels)[0], total.detach())
 
 
+def test_what_is_frozen_gets_no_gradient():
+    states, table = torch.randn(5, 3, requires_grad=True), torch.randn(2, 7, 3)
+    total, _ = head_losses(SimpleNamespace(head=table), states, torch.zeros(5, 2, dtype=torch.long))
+    total.backward()
+    assert table.grad is None and states.grad.any()
+    total, _ = head_losses(SimpleNamespace(head=table), states.detach(), torch.zeros(5, 2, dtype=torch.long))
+    assert not total.requires_grad
+
+
 def test_a_step_reports_every_direction_and_its_loss():
     model = toy_model()
     metrics = train_step(model, sgd(model), [toy_row(0)])
