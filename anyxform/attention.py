@@ -58,7 +58,7 @@ class SegmentAttention:
     @torch.autocast("cpu", enabled=False)  # it would cast the inputs of the kernel to bf16 again
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dtype, attended = q.dtype, _weighed
-        if dtype != torch.bfloat16 or not self.are_large(q.shape[1]):
+        if dtype != torch.bfloat16 or not self._are_large(q.shape[1]):
             attended, q, k, v = _by_kernel, q.float(), k.float(), v.float()
         if len(self.shapes) == 1 and self.lengths[-1] == 0:
             return self._alike(attended, q, k, v).to(dtype)
@@ -77,7 +77,7 @@ class SegmentAttention:
         a, b, c = (x.unflatten(0, (len(numbers), -1)).transpose(1, 2) for x in (q, k, v))
         return attended(a, b, c, shape).transpose(1, 2).flatten(0, 1)
 
-    def are_large(self, heads: int) -> bool:
+    def _are_large(self, heads: int) -> bool:
         """Whether `_weighed` is the fastest: few calls for much, and not too much at once."""
         lengths = self.lengths[:-1]
         scores = heads * sum(length * length for length in lengths)

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from anyxform.attention import SegmentAttention, forget_masks
+from anyxform.attention import forget_masks
 from anyxform.loss import batch_loss
 from anyxform.modality import Modality
 from anyxform.model import Transformer
@@ -107,8 +107,8 @@ def _row(model: Transformer, batch: Batch, bf16: bool, recompute: bool) -> tuple
             block.recomputes = True
         forward, backward, inputs = _gone_through(model, batch, bf16)
         held = sum(inputs) + (sum(sizes) - sum(inputs)) // len(model.blocks) + max(sizes)
-    if bf16 and SegmentAttention(batch.segments, batch.size).are_large(model.config()["num_heads"]):
-        forward, backward, _ = _gone_through(model, batch, bf16=False)  # without what a mask hides
+    if bf16 and 0 in batch.segments.prefixes:  # texts alone, of which bf16 may compute what the mask hides
+        forward, backward, _ = _gone_through(model, batch, bf16=False)
     return forward, backward, held
 
 
