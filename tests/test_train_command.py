@@ -172,6 +172,13 @@ def spoilt(tiny: Tiny, folder: Path, every: int, **members: bytes) -> str:
     return f"data.root={root}"
 
 
+def test_datasets_without_shards_are_named(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = 'data.datasets.more={shards: "more/{split}-*.tar", weight: 2}'
+    assert main(tiny.train(tmp_path / "run", "train.steps=1", f"+{more}")) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"without more: no shards to train on in {tiny.root}" in said
+
+
 def test_patterns_that_nothing_fits_are_named(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = 'data.hold_out=["audio>text:fr","image>text:de"]'
     assert main(tiny.train(tmp_path / "run", "train.steps=1", "~modality@modality.audio", held)) == 0

@@ -167,6 +167,11 @@ class Data:
         """Every direction that the training split holds and the config does not hold out."""
         return _directions(self._kinds(modalities), self.directions)
 
+    @property
+    def absent(self) -> list[str]:
+        """The config's datasets that have no training shards, by name."""
+        return [name for name in self.config["datasets"] if name not in self.train]
+
     def idle_patterns(self, modalities: Sequence[str]) -> list[str]:
         """Patterns to train or to hold out that no sample fits: misspelt, or for data that are left out."""
         kinds, held = self._kinds(modalities), self.config.get("hold_out") or ()

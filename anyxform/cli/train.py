@@ -204,6 +204,8 @@ class Run:
         writing = Journal(self.dir, state.step) if self.world.leads else nullcontext()
         with Interrupts() as interrupts, shown, writing as journal, saver:
             shown.say(self.summary())
+            if absent := self.data.absent:
+                shown.say(f"without {', '.join(absent)}: no shards to train on in {self.config['data']['root']}")
             if idle := self.data.idle_patterns(list(self.modalities)):
                 shown.say(f"no training sample fits {', '.join(idle)} of data.directions or data.hold_out")
             validate, sample = self._validation(pad), self._probes(journal)

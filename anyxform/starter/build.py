@@ -31,6 +31,7 @@ def build(out: Path, cache: Path, log: Callable[[str], None] = print) -> None:
         if importlib.util.find_spec(library) is None:
             raise ValueError(f"building the starter needs {package}: pip install 'anyxform[starter]'")
     from anyxform.starter.emoji import emoji, styles
+    from anyxform.starter.gazetteer import gazetteer
     from anyxform.starter.names import names
     from anyxform.starter.prompts import prompts
     from anyxform.starter.stamps import stamps
@@ -38,7 +39,7 @@ def build(out: Path, cache: Path, log: Callable[[str], None] = print) -> None:
     for wanted in PACKAGES:  # all of them first: whatever is missing shows at once
         fetch(wanted, cache)
     drafts: list[Draft] = []
-    sources = (emoji, styles, stamps, prompts, names)
+    sources = (emoji, styles, stamps, prompts, names, gazetteer)
     with ProcessPoolExecutor() as pool:  # drawing and encoding take minutes
         for source, found in zip(sources, pool.map(_read, sources, [cache] * len(sources))):
             log(f"read {source.__name__}: {len(found)} samples")
@@ -132,8 +133,8 @@ def _attribution() -> str:
         "",
         "The starter dataset is made of parts of these packages. Pictures were drawn at 64 × 64 on white; recordings",
         "were resampled to 16 kHz, trimmed of silence and encoded as Opus; texts are unchanged. Each part keeps its",
-        "licence: the shards of `emoji`, `styles`, `prompts`, `stamps` and `names` are under the licences of their",
-        "sources, not under that of the program.",
+        "licence: the shards of `emoji`, `styles`, `prompts`, `stamps`, `names`, `gazetteer` are under the licences of",
+        "their sources, not under that of the program.",
         "",
         "| package | version | licence | what it is |",
         "| --- | --- | --- | --- |",

@@ -48,6 +48,10 @@ NAMES = _debian(
     "iso-codes", "4.15.0-1", "b1beb869303229c38288d4ddacfd582c91f594759b5767c9cecebd87f16ff70e",
     "LGPL-2.1-or-later", "names of countries, languages, currencies and scripts, by the iso-codes team",
 )  # fmt: skip
+CITIES = _debian(
+    "libgweather-4-common", "4.2.0-2", "a2576a67753b924d717598d041c393eb5c802ebd9d67261b1995aafe2bcbc9ce",
+    "GPL-2.0-or-later", "names of cities, by the GNOME project and its translators",
+)  # fmt: skip
 _PROMPTS = {  # language: (licence, sha256 of the recordings, sha256 of the transcripts)
     "en": ("CC-BY-SA-3.0", "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806",
            "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50"),
@@ -114,8 +118,8 @@ ANNOTATIONS = {
                                "4be946ff5815f806ec78b50363d577a769f2fbfb90c6380a44e161a92436996e",
                                "Unicode-3.0", "names of combined emoji in many languages, by Unicode"),
 }  # fmt: skip
-PACKAGES = [STAMPS, NAMES, *(p for pair in PROMPTS.values() for p in pair), *STYLES.values(), *MORE_STYLES.values(),
-            *ANNOTATIONS.values()]  # fmt: skip
+PACKAGES = [STAMPS, NAMES, CITIES, *(p for pair in PROMPTS.values() for p in pair),
+            *STYLES.values(), *MORE_STYLES.values(), *ANNOTATIONS.values()]  # fmt: skip
 
 
 def fetch(package: Package, cache: Path) -> Path:
