@@ -26,7 +26,7 @@ class Display(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def update(self, metrics: Mapping[str, Any]) -> None:
-        """One step is done."""
+        """One step is done, of as many as `planned`, if that is told."""
 
     def say(self, text: str) -> None:
         """One line about something else."""
@@ -123,7 +123,7 @@ class Bar:
         self.speed.add({"tokens": metrics["tokens_per_second"]})
         self.validation = metrics.get("val_directions", self.validation)
         text = f"loss {self.total['loss']:.3f}  {self.speed['tokens']:,.0f} tokens/s"
-        self.progress.update(self.task, completed=metrics["step"], text=text)
+        self.progress.update(self.task, completed=metrics["step"], total=metrics.get("planned"), text=text)
         self.live.update(Group(self.progress, self._table()))
 
     def say(self, text: str) -> None:
@@ -149,7 +149,7 @@ class Lines(Silent):
         self.total.add({"loss": metrics["loss"]})
         self.losses.add(metrics["directions"])
         self.rate.add({"tokens": metrics["tokens_per_second"]})
-        step, seconds = metrics["step"], metrics["seconds"]
+        step, seconds, self.steps = metrics["step"], metrics["seconds"], metrics.get("planned", self.steps)
         self.start = self.start or (step, seconds)
         if step % self.every == 0 or step == self.steps or "val_loss" in metrics:
             self.say("  ".join([*self._parts(metrics, step, seconds)]))

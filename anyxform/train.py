@@ -4,6 +4,7 @@ A run is a pure function of (seed, step): the data come in an order that is one,
 skipped layers) is seeded anew at each step. So nothing of a random generator has to be kept to resume exactly.
 """
 
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -127,6 +128,7 @@ def train(
     *,
     steps: int,
     lr: Callable[[int], float],
+    seconds: float = math.inf,
     rows_per_step: int = 1,
     seed: int = 0,
     exit_every: int = 0,
@@ -135,6 +137,9 @@ def train(
     **options: Any,
 ) -> Iterator[Metrics]:
     """Train `state` in place up to step `steps`, yielding the metrics of each step after it is done.
+
+    It ends earlier where its steps have taken `seconds`, those before this call included; what is done between them
+    does not count. In a world of many the slowest process's clock is that of all.
 
     `rows` are the loader's pairs of a packed row and the position behind it, beginning at `state.position`: of the
     `rows_per_step` rows of each step those that are this process's (see `share_of`). `lr` gives the learning rate of a
@@ -147,7 +152,7 @@ def train(
     world = parallel.world
     lanes = share_of(rows_per_step, world)
     stream, in_a_row = iter(rows), 0
-    while state.step < steps:
+    while state.step < steps and state.seconds < seconds:
         start = time.perf_counter()
         taken = list(islice(stream, len(lanes)))
         if not taken:
@@ -170,11 +175,11 @@ def train(
             state.ema.update(model, state.step)
         state.step += 1
         state.position = taken[-1][1]
-        counts = world.gather((sum(batch.num_tokens for batch in batches), sum(batch.size for batch in batches)))
-        tokens, size = (sum(column) for column in zip(*counts))
-        seconds = time.perf_counter() - start
+        own = sum(batch.num_tokens for batch in batches), sum(batch.size for batch in batches)
+        *counts, clocks = zip(*world.gather((*own, time.perf_counter() - start)))
+        tokens, size, spent = *map(sum, counts), max(clocks)
         state.tokens += tokens
-        state.seconds += seconds
+        state.seconds += spent
         state.skipped += metrics["skipped"]
         in_a_row = in_a_row + 1 if metrics["skipped"] else 0
         yield {
@@ -182,7 +187,7 @@ def train(
             **metrics,
             "lr": rate,
             "tokens": tokens,
-            "tokens_per_second": tokens / seconds,
+            "tokens_per_second": tokens / spent,
             "padding": 1 - tokens / size,
             "data_seconds": waited,
             "seconds": state.seconds,

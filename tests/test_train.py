@@ -1,4 +1,4 @@
-from itertools import islice
+from itertools import count, islice
 from types import SimpleNamespace
 
 import pytest
@@ -57,6 +57,16 @@ def test_a_step_reports_every_direction_and_its_loss():
     expected, directions = validation_loss(toy_model(), [toy_row(0)])
     assert metrics["loss"] == pytest.approx(expected)
     assert metrics["directions"] == pytest.approx(directions)
+
+
+def test_training_ends_when_its_steps_have_taken_their_time(monkeypatch):
+    ticks = count()
+    monkeypatch.setattr("anyxform.train.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    state = toy_state()
+    seconds = [metrics["seconds"] for metrics in train(state, toy_rows(), steps=100, seconds=7.0, **CONSTANT)]
+    assert seconds == [2, 4, 6, 8]  # the clock is read thrice a step
+    assert list(train(state, toy_rows(state.position), steps=100, seconds=8.0, **CONSTANT)) == []
+    assert len(list(train(state, toy_rows(state.position), steps=5, seconds=100.0, **CONSTANT))) == 1
 
 
 def test_accumulation_equals_one_large_row():

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,6 +172,22 @@ def spoilt(tiny: Tiny, folder: Path, every: int, **members: bytes) -> str:
     contents = [it | members if number % every == 0 else it for number, it in enumerate(samples("train", 4))]
     write_shard(root / "shapes" / "train-000000.tar", contents)
     return f"data.root={root}"
+
+
+def test_a_run_of_so_many_minutes_ends_with_them_and_its_rate_has_fallen_by_then(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count()
+    monkeypatch.setattr("anyxform.train.time", SimpleNamespace(perf_counter=lambda: 3.0 * next(ticks)))
+    arguments = tiny.train(tmp_path / "run", "train.steps=100000", "optim.final=0", "optim.warmup=1")
+    assert main([*arguments, "train.minutes=1.2"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "steps 0 to 100000 or what fits into 1.2 minutes" in said and "step 12/12" in said
+    lines = metrics(tmp_path / "run")
+    assert lines[-1]["step"] == 12 and lines[-1]["seconds"] == 72
+    assert lines[-1]["lr"] < 0.1 * max(line["lr"] for line in lines)
+    assert main([*arguments, "train.minutes=1.2", "resume=auto"]) == 0
+    assert "has been trained for 12 steps: for more, give a larger train.minutes" in capsys.readouterr().err
 
 
 def test_datasets_without_shards_are_named(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

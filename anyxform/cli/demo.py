@@ -80,49 +80,30 @@ class _Demo:
         self.say(f"done: open {page}")
         return 0
 
-    def _overrides(self, steps: int) -> list[str]:
+    def _overrides(self) -> list[str]:
         from anyxform.cli.info import fast_bf16
 
+        steps, minutes = self.options.steps, self.options.minutes
         return [
             f"experiment={NAME}",
             f"data.root={self.out / 'data'}",
             f"tokenizers={self.options.starter / 'tokenizers'}",
             f"run_dir={self.out / 'run'}",
             f"seed={self.options.seed}",
-            f"train.steps={steps}",
+            f"train.steps={steps or 10**6}",
+            f"train.minutes={0 if steps else minutes}",
             f"train.bf16={str(fast_bf16()).lower()}",
         ]
 
     def _train(self) -> int:
-        from anyxform.cli.conf import compose
-        from anyxform.cli.train import Run
-
-        steps = self.options.steps or self._steps_that_fit()
-        overrides = self._overrides(steps)
-        return Run(compose("train", overrides), overrides).train()
-
-    def _steps_that_fit(self) -> int:
-        """How many steps the minutes allow, from the time of a few."""
         import torch
 
         from anyxform.cli.conf import compose
         from anyxform.cli.train import Run
 
-        overrides = self._overrides(10**6)
-        config = compose("train", overrides)
-        torch.manual_seed(config["seed"])
-        run = Run(config, overrides)
-        rows = run.data.rows("train", run.state.model, run.modalities, seed=config["seed"], pad=False)
-        seconds, began = [], time.perf_counter()
-        for metrics in run.steps(rows.from_position()):
-            seconds.append(metrics["seconds"])
-            if len(seconds) > 30 or time.perf_counter() - began > 20:
-                break
-        warm = len(seconds) // 2
-        each = (seconds[-1] - seconds[warm - 1]) / (len(seconds) - warm) if warm else seconds[-1]
-        steps = max(50, int(self.options.minutes * 60 / each))
-        self.say(f"a step takes {each:.2f} s here: {steps} steps")
-        return steps
+        torch.manual_seed(self.options.seed)
+        overrides = self._overrides()
+        return Run(compose("train", overrides), overrides).train()
 
     def _show(self) -> Path:
         from anyxform.assess import assess, training_set
@@ -139,7 +120,7 @@ class _Demo:
         from anyxform.selection import choose_items
 
         pipeline = load(self.out / "run")
-        data = compose("train", self._overrides(1))["data"]
+        data = compose("train", self._overrides())["data"]
         held_out, training = (
             open_datasets(data["datasets"], pipeline.modalities, root=data["root"], split=split)
             for split in ("instance", "train")

@@ -1,5 +1,6 @@
 """`anyxform train [key=value …]`: train a model, or go on training one."""
 
+import math
 import os
 import shlex
 import sys
@@ -73,6 +74,7 @@ class Run:
         for name, value, least in (
             ("seed", config["seed"], 0),
             ("train.steps", self.options["steps"], 1),
+            ("train.minutes", self.options["minutes"], 0),
             ("train.rows_per_step", self.options["rows_per_step"], 1),
             ("data.num_workers", config["data"]["num_workers"], 0),
         ):
@@ -169,6 +171,14 @@ class Run:
         options = self.options
         return resume.Keep(options["keep"], options["keep_best"], options["keep_every"])
 
+    @property
+    def planned(self) -> int:
+        """How many steps there will be: `train.steps`, or as many as fit into `train.minutes` at the speed so far."""
+        state, steps, limit = self.state, self.options["steps"], 60 * self.options["minutes"]
+        if not limit or not state.step:
+            return steps
+        return max(state.step, min(steps, math.ceil(state.step * limit / state.seconds)))
+
     def steps(self, rows: Iterable[tuple[Batch, Any]]) -> Iterator[Metrics]:
         """The run's steps as its config wants them."""
         options, optim = self.options, self.config["optim"]
@@ -179,7 +189,8 @@ class Run:
         return training.train(
             self.state,
             rows,
-            lr=lambda step: optim["lr"] * learning_rate(step, steps=options["steps"], **schedule),
+            lr=lambda step: optim["lr"] * learning_rate(step, steps=self.planned, **schedule),
+            seconds=60 * options["minutes"] or math.inf,
             seed=self.config["seed"],
             parallel=self.parallel,
             weights=options["loss_weights"],
@@ -191,8 +202,9 @@ class Run:
         options, state = self.options, self.state
         if self.start is not None:
             self._resume(self.start)
-        if state.step >= options["steps"]:
-            self._tell(f"{self.start} has been trained for {state.step} steps: for more, give a larger train.steps")
+        if state.step >= self.planned:
+            more = "train.minutes" if state.step < options["steps"] else "train.steps"
+            self._tell(f"{self.start} has been trained for {state.step} steps: for more, give a larger {more}")
             return 0
         pad = options["compile"] or self.device.type == "cuda"
         rows = self.rows(pad)  # whose mistakes are said before anything is written
@@ -268,12 +280,12 @@ class Run:
         try:
             for metrics in self.steps(stream):
                 step, stop = state.step, self.world.any(bool(interrupts.received))
-                last = step == options["steps"]
+                last = step == self.planned
                 if due(step, options["val_every"], last) and not stop:
                     metrics |= validate()
                 if journal and (due(step, options["log_every"], last) or "val_loss" in metrics):
                     journal.write(metrics)
-                shown.update(metrics)
+                shown.update(metrics | {"planned": self.planned})
                 if due(step, options["sample_every"], last) and not stop:
                     sample(step)
                 if last or stop or due(step, options["checkpoint_every"]):
@@ -354,9 +366,12 @@ class Run:
         start = f"resuming {self.start}" if self.start else f"training into {self.dir}"
         samples = sum(map(len, self.data.train.values()))
         millions = self.state.model.num_parameters() / 1e6
+        steps = f"steps {self.state.step} to {self.options['steps']}"
+        if minutes := self.options["minutes"]:
+            steps += f" or what fits into {minutes:g} minutes"
         return (
             f"{start}: {millions:.1f} M parameters, {samples} samples, {len(self.directions)} directions, "
-            f"steps {self.state.step} to {self.options['steps']} on {self.device}"
+            f"{steps} on {self.device}"
             + (f", {self.world.size} processes ({self.config['distributed']['strategy']})" * (self.world.size > 1))
             + self.taken
         )
