@@ -26,9 +26,10 @@ from anyxform.starter.download import PACKAGES, Package, fetch
 from anyxform.starter.draft import SAMPLE_RATE, Draft, outliers, safe_key, trim, webp
 from anyxform.starter.gazetteer import _texts
 from anyxform.starter.splits import UnionFind, groups, hold_out, normalised, split_of
+from anyxform.starter.spoken import spoken
 
 ROOT = Path(__file__).parents[1] / "data" / "starter"
-TOO_LARGE = ("styles", "gazetteer")
+TOO_LARGE = ("styles", "gazetteer", "spoken")
 """Datasets that are built, but not in the repository."""
 built = pytest.mark.skipif(
     not (ROOT / "stats.json").is_file(), reason="the starter is not built: anyxform data starter"
@@ -303,6 +304,25 @@ def test_names_are_read_from_catalogues_without_what_is_not_written_in_its_langu
         {"en": "Lima", "fr": "Lima"},
         {"en": "Moscow", "fr": "Moscou", "ru": "Москва"},
     ]
+
+
+# Spoken texts
+
+
+def test_texts_are_said_once_a_language_and_names_of_the_gazetteer_in_one(monkeypatch):
+    said = []
+
+    def tone(language, text):
+        said.append((language, text))
+        return np.sin(np.arange(len(text) * SAMPLE_RATE // 10) / 10).astype(np.float32)
+
+    monkeypatch.setattr("anyxform.starter.spoken._said", tone)
+    text = {"en": "a frog", "fr": "une grenouille", "ru": "лягушка", "es": "x" * 100, "de": "y", "it": "z" * 45}
+    both = {"en": "Paris", "fr": "Paris"}
+    found, other = spoken([Draft("emoji", "1", text), Draft("gazetteer", "2", both), Draft("names", "3", {"ru": "да"})])
+    assert (found.dataset, found.key, found.text) == ("spoken", "emoji-1", text)
+    assert list(found.media) == ["en-pico.ogg", "fr-pico.ogg"]  # others are too long, too short or have no voice
+    assert len(other.media) == 1 and other.key == "gazetteer-2"
 
 
 # The dataset as it was built

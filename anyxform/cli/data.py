@@ -1,5 +1,6 @@
 """`anyxform data …`: make shards of one's own data, index them, look through them; or build the starter dataset."""
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -31,6 +32,6 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from anyxform.starter.build import build
 
-    build(options.out, options.cache.expanduser())
+    build(options.out, options.cache.expanduser(), log=partial(print, flush=True))
     print(f"written to {options.out}")
     return 0

@@ -44,6 +44,14 @@ def build(out: Path, cache: Path, log: Callable[[str], None] = print) -> None:
         for source, found in zip(sources, pool.map(_read, sources, [cache] * len(sources))):
             log(f"read {source.__name__}: {len(found)} samples")
             drafts += found
+        if importlib.util.find_spec("ttspico") is None:
+            log("without spoken texts: they need a synthesizer, pip install 'anyxform[spoken]'")
+        else:
+            texts = [draft for draft in drafts if draft.dataset != "styles"]  # whose texts are those of emoji
+            chunks = [texts[start : start + 500] for start in range(0, len(texts), 500)]
+            said = [draft for found in pool.map(_speak, chunks) for draft in found]
+            log(f"said the texts of {len(said)} samples")
+            drafts += said
     splits = _split(drafts)
     stats: dict[str, dict[str, Any]] = {
         "datasets": {dataset: {split: _count(parts) for split, parts in by.items()} for dataset, by in splits.items()},
@@ -56,6 +64,12 @@ def build(out: Path, cache: Path, log: Callable[[str], None] = print) -> None:
                 stats["shards"][str(path.relative_to(out))] = hashlib.sha256(path.read_bytes()).hexdigest()
     (out / "stats.json").write_text(json.dumps(stats, indent=1, sort_keys=True) + "\n")
     (out / "ATTRIBUTION.md").write_text(_attribution())
+
+
+def _speak(drafts: Iterable[Draft]) -> list[Draft]:
+    from anyxform.starter.spoken import spoken
+
+    return list(spoken(drafts))
 
 
 def _read(source: Callable[[Path], Iterable[Draft]], cache: Path) -> list[Draft]:
@@ -140,4 +154,5 @@ def _attribution() -> str:
         "| --- | --- | --- | --- |",
     ]
     lines += [f"| {p.name} | {p.version} | {p.licence} | {p.about} |" for p in PACKAGES]
+    lines += ["", "The recordings of `spoken` are these texts, said by SVOX Pico (PyPI's `ttspico`, Apache-2.0)."]
     return "\n".join(lines) + "\n"

@@ -1,0 +1,43 @@
+"""The starter's texts said by a synthesizer, SVOX Pico: one voice for each of five languages, the same every time."""
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+import numpy as np
+
+from anyxform.starter.draft import LONGEST, SAMPLE_RATE, Draft, opus, trim
+from anyxform.starter.splits import share
+
+VOICES = {"de": "de-DE", "en": "en-US", "es": "es-ES", "fr": "fr-FR", "it": "it-IT"}
+FEWER = "gazetteer"
+"""The dataset of which each name is said in one language alone."""
+MOST = 90
+"""Characters; longer texts would take more than `LONGEST` seconds."""
+
+
+def spoken(drafts: Iterable[Draft]) -> Iterator[Draft]:
+    """A draft of dataset `spoken` for each whose texts can be said, with the same texts, so that it is in its split."""
+    for draft in drafts:
+        languages = [language for language in VOICES if len(draft.text.get(language, "x" * 99)) <= MOST]
+        if draft.dataset == FEWER and languages:
+            languages = [languages[share(f"spoken {draft.key}", len(languages))]]
+        media = {}
+        for language in languages:
+            samples = _said(language, draft.text[language])
+            if 0.2 * SAMPLE_RATE < len(samples) <= LONGEST * SAMPLE_RATE:
+                media[f"{language}-pico.ogg"] = opus(samples)
+        if media:
+            yield Draft("spoken", f"{draft.dataset}-{draft.key}", draft.text, media, about=draft.about)
+
+
+def _said(language: str, text: str) -> np.ndarray:
+    """Mono samples at 16 kHz, without the silence around them."""
+    data = _engine(language).speak(text.replace("<", " ").replace("&", " "))  # else it reads them as marks
+    return trim(np.frombuffer(data or b"", dtype="<i2").astype(np.float32) / 32768)
+
+
+@cache
+def _engine(language: str):  # type: ignore[no-untyped-def]
+    from ttspico import TtsEngine
+
+    return TtsEngine(VOICES[language])
