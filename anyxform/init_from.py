@@ -35,6 +35,10 @@ class Origin(Protocol):
     def history(self) -> list[dict[str, Any]]:
         """What these weights were trained by, the first run first: plain values, for the facts of a checkpoint."""
 
+    @property
+    def directions(self) -> list[str]:
+        """What they were trained on, where that is on record."""
+
     def modality(self, name: str, **arguments: Any) -> Modality | None:
         """The modality with these arguments and the tokenizer that is found there; None if there is none for it."""
 
@@ -96,6 +100,10 @@ class Own:
         name = run.parents[1].name if run.parent.name == "checkpoints" else run.name
         recorded = {key: facts[key] for key in RECORDED if key in facts}
         return [*facts.get("began_with", []), {"name": name, **recorded}]
+
+    @property
+    def directions(self) -> list[str]:
+        return list(self.config.get("directions", ()))
 
     def modality(self, name: str, **arguments: Any) -> Modality | None:
         if name not in self.config["modalities"]:

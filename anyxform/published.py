@@ -89,6 +89,10 @@ class Published:
     def history(self) -> list[dict[str, Any]]:
         return [{"name": self.folder.resolve().name, "architecture": self.architecture}]
 
+    @property
+    def directions(self) -> list[str]:
+        return []
+
     def modality(self, name: str, **arguments: Any) -> Modality | None:
         kind = get_modality(name)
         found = kind.published(self.folder)

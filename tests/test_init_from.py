@@ -232,6 +232,18 @@ def test_what_it_began_with_is_kept_on_record(llama: Path, tiny: Tiny, tmp_path:
     assert f"- It began with the weights of first: 1 steps, {ours['tokens']} tokens, " in card
 
 
+def test_directions_that_were_trained_before_are_trained(run_dir: Path, tiny: Tiny, tmp_path: Path) -> None:
+    words = (f"model.init_from={run_dir}", "data.hold_out=[image>text]", "~modality@modality.audio")
+    assert main(tiny.train(tmp_path / "run", *words, "train.steps=1")) == 0
+    assert main(tiny.train(tmp_path / "run", *words, "train.steps=2", "resume=auto")) == 0
+    before, after = (
+        json.loads((checkpoint.find(run) / "config.json").read_text())["directions"]
+        for run in (run_dir, tmp_path / "run")
+    )
+    assert any("audio" in it for it in before) and any(it.startswith("image>text") for it in after)
+    assert {it for it in before if "audio" not in it} == set(after)
+
+
 def test_what_fits_of_a_checkpoint_of_ours_is_taken(
     run_dir: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

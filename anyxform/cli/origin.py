@@ -1,10 +1,11 @@
 """`model.init_from=PATH`: what it decides, and what nobody may say otherwise."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from anyxform.checkpoint import read_config
+from anyxform.field import Direction
 from anyxform.init_from import Origin, open_origin
 from anyxform.pipeline import located
 
@@ -29,6 +30,16 @@ def began_with(origin: Origin | None, start: Path | None = None) -> list[dict[st
     if start is not None:
         return list(read_config(start).get("facts", {}).get("began_with", []))
     return [] if origin is None else origin.history
+
+
+def directions_before(origin: Origin | None, start: Path | None, modalities: Container[str]) -> list[str]:
+    """The directions between these modalities that the weights which a run began with had been trained on."""
+    if start is not None:
+        known = read_config(start).get("directions", [])
+    else:
+        known = [] if origin is None else origin.directions
+    fields = {it: (*Direction.parse(it).sources, Direction.parse(it).target) for it in known}
+    return [it for it, some in fields.items() if all(field.modality in modalities for field in some)]
 
 
 def sized(model: Mapping[str, Any], origin: Origin | None, overrides: Sequence[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from anyxform.cli.build import Data, build_modalities, listed, modality_classes,
 from anyxform.cli.conf import compose
 from anyxform.cli.interrupts import Interrupted, Interrupts
 from anyxform.cli.launch import LOST, elsewhere
-from anyxform.cli.origin import arguments, began_with, origin_of, sized
+from anyxform.cli.origin import arguments, began_with, directions_before, origin_of, sized
 from anyxform.data import Counts
 from anyxform.distributed import ALONE, Lost, Parallel, World, joined, whole_model
 from anyxform.field import did_you_mean
@@ -104,6 +104,7 @@ class Run:
         self.taken = ""
         self.state = self._fresh_state()
         self.directions = [str(it) for it in self.data.trained_directions(list(self.modalities))]
+        self.directions_before = directions_before(self.origin, self.start, self.modalities)
 
     def _fresh_state(self) -> TrainState:
         conditions = self.data.conditions(self.modalities)
@@ -162,7 +163,8 @@ class Run:
         state = replace(self.state, position=merged(self.world.gather(self.state.position)))
         return resume.snapshot(
             state, self.modalities,
-            settings=self.settings, directions=self.directions, facts=self.facts, val_loss=val_loss,
+            settings=self.settings, facts=self.facts, val_loss=val_loss,
+            directions=list(dict.fromkeys([*self.directions, *self.directions_before])),
             world=self.world, sharded=self.config["distributed"]["checkpoint"] == "sharded",
         )  # fmt: skip
 
