@@ -92,6 +92,7 @@ def _training(facts: Mapping[str, Any]) -> str:
         "hours": facts.get("hours", ""),
         "device": facts.get("device", ""),
         "training samples": samples,
+        "weights": _averaged(facts["averaged"]) if "averaged" in facts else "",
         "seed": facts.get("seed", ""),
         "steps skipped, as their loss was not finite": facts.get("skipped", ""),
         "versions": versions,
@@ -99,6 +100,10 @@ def _training(facts: Mapping[str, Any]) -> str:
     rows = [[name, value] for name, value in named.items() if value not in ("", None)]
     command = f"\n\n```sh\n{facts['command']}\n```" if "command" in facts else ""
     return table(["", "recorded"], rows) + command + _began_with(facts.get("began_with", ()))
+
+
+def _averaged(averaged: Mapping[str, Any]) -> str:
+    return f"a mean: {averaged['share']:g} of its own, the rest of {', '.join(averaged['with'])}"
 
 
 def _began_with(history: Sequence[Mapping[str, Any]]) -> str:

@@ -59,9 +59,27 @@ def test_long_journals_are_thinned_to_means() -> None:
     assert lines[1]["loss"] == 6.0 and "val_loss" not in lines[1]
 
 
+def test_weights_are_averaged_with_those_of_another(run_dir: Path, tiny, tmp_path: Path) -> None:
+    words = (f"model.init_from={run_dir}", "train.steps=2", "optim.lr=1e-2", "train.ema=null")
+    assert main(tiny.train(tmp_path / "run", *words)) == 0
+    out = exported(tmp_path / "run", tmp_path / "mean", "--dtype", "fp32", "--average", str(run_dir), "--share", "0.25")
+    before, after, mean = (load(path).model.state_dict() for path in (run_dir, tmp_path / "run", out))
+    assert before.keys() == after.keys() == mean.keys()
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, 0.25 * after[name] + 0.75 * before[name])
+    assert not torch.equal(before["blocks.0.mlp.down.weight"], after["blocks.0.mlp.down.weight"])
+    assert main(["card", str(out)]) == 0
+    assert f"a mean: 0.25 of its own, the rest of {run_dir.name}" in (out / "MODEL_CARD.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["run", "out", "--share", "0.5"], "--share is for a mean: add --average OTHER"),
+        (["run", "out", "--average", "run", "--format", "onnx"], "--average is for weights"),
+        (["run", "out", "--average", "nowhere"], "there is no checkpoint at nowhere"),
+        (["run", "out", "--average", "run", "--share", "2"], "a share of 2.0 is not possible"),
+        (["run", "out", "--average", "starter"], "weights of other shapes have no mean"),
         (["nowhere", "out"], "there is no checkpoint at nowhere"),
         (["run", "there"], "there is 'there' already"),
         (["run", "out", "--dtype", "fp16"], "invalid choice: 'fp16'"),

@@ -14,6 +14,7 @@ POINTS = 160
 """The losses of a long run are thinned to so many lines."""
 EPILOG = """examples:
   anyxform export runs/mine mine
+  anyxform export runs/mine mine --average starter --share 0.7
   anyxform export runs/mine graphs --format onnx --from image --to text:en --on 'shards/val-*.tar'
 """
 
@@ -30,6 +31,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("checkpoint", help="the folder of a run or of a checkpoint")
     parser.add_argument("out", type=Path, help="a folder that is not there yet")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of weights (default: bf16; graphs are fp32)")
+    parser.add_argument(
+        "--average",
+        nargs="+",
+        default=[],
+        metavar="OTHER",
+        help="weights: their mean with those of other checkpoints that began alike",
+    )
+    parser.add_argument("--share", type=float, help="of the checkpoint's own weights in the mean (default: all alike)")
     parser.add_argument(
         "--format",
         choices=("weights", "torch", "onnx"),
@@ -53,6 +62,10 @@ def main(arguments: list[str]) -> int:
     graphs = {"--from": options.origin, "--to": options.to, "--on": options.on, "--field": options.fields}
     if options.format == "weights" and (given := [name for name, value in graphs.items() if value]):
         raise ValueError(f"{given[0]} is for graphs: add --format onnx or --format torch")
+    if options.average and options.format != "weights":
+        raise ValueError("--average is for weights: export them first, then the graphs of what that has written")
+    if options.share is not None and not options.average:
+        raise ValueError("--share is for a mean: add --average OTHER")
     if options.out.exists():
         raise ValueError(f"there is {str(options.out)!r} already: give a folder that is not there yet")
     (_write_weights if options.format == "weights" else write_graphs)(options)
@@ -65,13 +78,22 @@ def _write_weights(options: argparse.Namespace) -> None:
     import torch
 
     from anyxform import checkpoint
+    from anyxform.average import average
+    from anyxform.init_from import open_origin
+    from anyxform.pipeline import located
     from anyxform.progress import read_journal, thinned
     from anyxform.routes import FILE
 
     source = checkpoint.find(options.checkpoint).resolve()
     model, modalities, config = checkpoint.load(source)
     run = source.parents[1] if source.parent.name == "checkpoints" else source
-    journal = _until(read_journal(run / "metrics.jsonl"), config["facts"].get("steps"))
+    facts = config["facts"]
+    if options.average:
+        share = 1 / (1 + len(options.average)) if options.share is None else options.share
+        others = [open_origin(located(path)) for path in options.average]
+        average(model, modalities, others, share)
+        facts["averaged"] = {"share": share, "with": [other.history[-1]["name"] for other in others]}
+    journal = _until(read_journal(run / "metrics.jsonl"), facts.get("steps"))
     with checkpoint.atomic_folder(options.out) as folder:
         dtype = None if options.dtype == "fp32" else torch.bfloat16
         copy = partial(checkpoint.copied, dtype=dtype)
