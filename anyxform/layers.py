@@ -38,8 +38,9 @@ SMALL = 2**14
 
 
 def _is_small(x: Tensor) -> bool:
-    plain = x.dtype == torch.float32 and x.device.type == "cpu"
-    return plain and x.numel() <= SMALL and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():  # a graph is for all sizes, and asks for none
+        return False
+    return x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() <= SMALL
 
 
 def _small_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -53,6 +53,12 @@ def captioner(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return exported(checkpoint, out, "image", "text:en", "--format", "onnx", "--items", "1")
 
 
+def test_graphs_are_for_few_tokens_and_for_many(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    """Few tokens are computed in another way on CPUs, which no graph may choose by the size of its example."""
+    monkeypatch.setattr("anyxform.layers.SMALL", 10 * load(checkpoint).model.config()["dim"])
+    exported(checkpoint, tmp_path / "graphs", "text:en", "text:fr", "--format", "torch", "--items", "2")
+
+
 def test_the_docs_caption_is_the_models_own(checkpoint: Path, captioner: Path, here: Path) -> None:
     Path("graphs").symlink_to(captioner)
     shutil.copy("disc.png", "cat.png")
