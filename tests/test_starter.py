@@ -310,10 +310,7 @@ def test_names_are_read_from_catalogues_without_what_is_not_written_in_its_langu
 
 
 def test_texts_are_said_once_a_language_and_names_of_the_gazetteer_in_one(monkeypatch):
-    said = []
-
     def tone(language, text):
-        said.append((language, text))
         return np.sin(np.arange(len(text) * SAMPLE_RATE // 10) / 10).astype(np.float32)
 
     monkeypatch.setattr("anyxform.starter.spoken._said", tone)

@@ -78,7 +78,7 @@ class Run:
             ("train.rows_per_step", self.options["rows_per_step"], 1),
             ("data.num_workers", config["data"]["num_workers"], 0),
         ):
-            if value < least:
+            if not least <= value < math.inf:
                 raise ValueError(f"{name}={value} is not possible: give {least} or more")
         if (kind := config["distributed"]["checkpoint"]) not in ("whole", "sharded"):
             raise ValueError(f"distributed.checkpoint={kind!r} is unknown: use whole or sharded")

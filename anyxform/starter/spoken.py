@@ -18,7 +18,7 @@ MOST = 90
 def spoken(drafts: Iterable[Draft]) -> Iterator[Draft]:
     """A draft of dataset `spoken` for each whose texts can be said, with the same texts, so that it is in its split."""
     for draft in drafts:
-        languages = [language for language in VOICES if len(draft.text.get(language, "x" * 99)) <= MOST]
+        languages = [it for it in VOICES if it in draft.text and len(draft.text[it]) <= MOST]
         if draft.dataset == FEWER and languages:
             languages = [languages[share(f"spoken {draft.key}", len(languages))]]
         media = {}
