@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from anyxform.cli import main
 from anyxform.curve import training_curve
 from anyxform.demo.exhibits import choose_cards
 from anyxform.demo.media import Gallery, marked, spectrogram
@@ -142,3 +143,11 @@ def test_a_spectrogram_has_low_frequencies_at_the_bottom():
 def test_a_run_without_steps_has_no_curve():
     assert training_curve([]) == ""
     assert training_curve([{"step": 1, "loss": None, "directions": {}}]) == ""
+
+
+@pytest.mark.parametrize("wrong", [("--minutes", "0"), ("--minutes", "nan"), ("--minutes", "inf"), ("--steps", "0")])
+def test_no_time_is_one_line_and_what_is_there_stays(tmp_path, capsys, wrong):
+    (tmp_path / "run").mkdir()
+    assert main(["demo", "--out", str(tmp_path), *wrong]) == 2
+    assert capsys.readouterr().err == "anyxform: error: --minutes and --steps must be numbers above 0\n"
+    assert (tmp_path / "run").is_dir()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shlex
 import sys
 import time
@@ -41,8 +42,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--starter", type=Path, default=STARTER, help="where the starter's shards are")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    if options.minutes <= 0 or (options.steps is not None and options.steps < 1):
-        raise ValueError("--minutes and --steps must be more than 0")
+    if not 0 < options.minutes < math.inf or (options.steps is not None and options.steps < 1):
+        raise ValueError("--minutes and --steps must be numbers above 0")
     if not (options.starter / "stats.json").is_file():
         raise ValueError(
             f"there is no starter dataset in {options.starter}: run this in the project's folder, give --starter, "
