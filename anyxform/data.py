@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anyxform.dataset import Dataset, Reader
 from anyxform.directions import Directions
-from anyxform.field import Direction, Field, did_you_mean
+from anyxform.field import Direction, Field, did_you_mean, matches
 from anyxform.modality import Modality
 from anyxform.order import Draw, Near, Order, rng
 from anyxform.sequence import Example, Source, Target, marker
@@ -130,6 +130,19 @@ def share_of(shares: Share, modality: str) -> float:
     return float(share)
 
 
+def aligned_pattern(pattern: str, modalities: Mapping[str, Modality]) -> str:
+    """The pattern itself. ValueError: it names no single source, or a target without one code a token."""
+    source, _, target = pattern.partition(">")
+    modality = modalities.get(target.partition(":")[0])
+    if not source or "+" in source or modality is None:
+        raise ValueError(f"data.aligned: {pattern!r} is not possible: write source>target, like audio:en*>text:en")
+    if modality.num_codebooks > 1 or modality.fixed_length:
+        raise ValueError(
+            f"data.aligned: {pattern!r} is not possible: {modality.name} is not a sequence of one code a token"
+        )
+    return pattern
+
+
 class Examples:
     """The example that stands at a global index."""
 
@@ -144,11 +157,15 @@ class Examples:
         condition_dropout: float = 0.1,
         attribute_dropout: float = 0.1,
         other_decoding: Share = 0.0,
+        aligned: Sequence[str] = (),
     ) -> None:
         """`other_decoding`: the share of training targets that are to be decoded in the way that is not their own.
+        `aligned`: patterns of directions whose targets come in the order of their source (see `sequence.Example`).
 
-        ValueError: the datasets hold codes by other tokenizers.
+        ValueError: the datasets hold codes by other tokenizers; a pattern of `aligned` is none, or no target of it has
+        one code a token.
         """
+        self.aligned = [aligned_pattern(pattern, modalities) for pattern in aligned]
         self.other_decoding = {name: share_of(other_decoding, name) for name in modalities}
         for name in other_decoding if isinstance(other_decoding, Mapping) else ():
             if name not in modalities:
@@ -202,4 +219,5 @@ class Examples:
         modality = self.modalities[wanted.modality]
         masked = (modality.decoding == "masked") != (self.train and drops[3] < self.other_decoding[modality.name])
         made = target(modality, codes, generator, masked)
-        return Example(sample.key, str(direction), tuple(sources), asked, made)
+        aligned = bool(sources) and any(matches(direction, pattern) for pattern in self.aligned)
+        return Example(sample.key, str(direction), tuple(sources), asked, made, aligned)

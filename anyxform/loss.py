@@ -6,9 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from anyxform.model import Target, Transformer
-from anyxform.sequence import Batch, PackedTargets
+from anyxform.sequence import Batch, PackedAlignments, PackedTargets
 
 Z_LOSS = 1e-4
 """Keeps the logarithm of the softmax' denominator near 0 (arXiv 2202.08906)."""
@@ -94,15 +95,21 @@ def batch_loss(
     skips: Sequence[int] = (),
     exit_weight: float = 0.1,
     length_weight: float = 0.1,
+    align_weight: float = 0.0,
     weights: Mapping[str, float] | None = None,
 ) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
     """The sum of all losses of a batch, to be divided by the labels of the whole step; and each direction's share.
 
     `exits` are numbers of blocks after which the stream is read as well, each with `exit_weight`; blocks in `skips` are
-    left out; `weights` scale the loss of target modalities. The shares are ``{direction: (sum of its cross-entropies,
-    labels)}``, detached.
+    left out; `weights` scale the loss of target modalities; `align_weight` is that of `_align_loss`. The shares are
+    ``{direction: (sum of its cross-entropies, labels)}``, detached.
     """
-    *early, last = model.states(batch, exits, skips)
+    aligned = batch.alignments if align_weight else {}
+    middle = aligned_after(len(model.blocks))
+    reads = sorted({*exits, middle} if aligned else exits)
+    *read, last = model.states(batch, reads, skips)
+    after = dict(zip(reads, read, strict=True))
+    early = [after[number] for number in exits]
     total = last.new_zeros((), dtype=torch.float32)
     shares = torch.zeros(len(batch.directions), device=last.device)
     for name, target in batch.targets.items():
@@ -113,6 +120,9 @@ def batch_loss(
             total = total + weight * scale * found
         total = total + weight * length_weight * _length_loss(model, name, target, last)
         shares.index_add_(0, target.label_directions, losses)
+    for name, alignments in aligned.items():
+        weight = 1.0 if weights is None else weights.get(name, 1.0)
+        total = total + weight * align_weight * _align_loss(model, name, alignments, after[middle])
     counted = zip(batch.directions, shares, batch.direction_labels, strict=True)
     return total, {direction: (share, count) for direction, share, count in counted if count}
 
@@ -123,3 +133,22 @@ def _length_loss(model: Transformer, name: str, target: PackedTargets, states: T
         return states.new_zeros((), dtype=torch.float32)
     logits = head(states.index_select(0, target.length_index))
     return F.cross_entropy(logits.float(), target.length_labels, reduction="sum")
+
+
+def aligned_after(depth: int) -> int:
+    """After how many blocks sources are read for `_align_loss`: those behind them can look at what was found there."""
+    return max(1, round(2 * depth / 3))
+
+
+def _align_loss(model: Transformer, name: str, aligned: PackedAlignments, states: Tensor) -> Tensor:
+    """Connectionist temporal classification (Graves et al. 2006): the sources' own tokens must spell the target.
+
+    They are read by the target's head, whose end means here that nothing is said. A target that is longer than its
+    source counts nothing.
+    """
+    head = model.targets[name].head[0]
+    chosen = states.index_select(0, aligned.index)
+    logits = (chosen @ head.to(chosen.dtype).T).float()
+    log_p = pad_sequence(list(logits.log_softmax(dim=-1).split(aligned.lengths)))
+    lengths, label_lengths = torch.tensor(aligned.lengths), torch.tensor(aligned.label_lengths)
+    return F.ctc_loss(log_p, aligned.labels, lengths, label_lengths, len(head) - 1, "sum", zero_infinity=True)

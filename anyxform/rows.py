@@ -212,6 +212,7 @@ class Rows:
         condition_dropout: float = 0.1,
         attribute_dropout: float = 0.1,
         other_decoding: Share = 0.0,
+        aligned: Sequence[str] = (),
         train: bool = True,
         lanes: int = 1,
         own: Sequence[int] | None = None,
@@ -228,6 +229,7 @@ class Rows:
             condition_dropout=condition_dropout,
             attribute_dropout=attribute_dropout,
             other_decoding=other_decoding,
+            aligned=aligned,
         )
         self.condition_ids, self.seed, self.num_workers, self.max_broken = condition_ids, seed, num_workers, max_broken
         self.options = RowOptions(tokens_per_row, pool, pad)

@@ -45,13 +45,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample in one direction, ready to be packed. `conditions`: the target's attributes, then its marker."""
+    """One sample in one direction, ready to be packed. `conditions`: the target's attributes, then its marker.
+
+    `aligned`: the target's codes, one a token, come in the order of what they stand for in the first source, as the
+    words of a transcript do.
+    """
 
     key: str
     direction: str
     sources: tuple[Source, ...]
     conditions: tuple[str, ...]
     target: Target
+    aligned: bool = False
 
     @property
     def prefix_length(self) -> int:
@@ -117,6 +122,16 @@ class PackedTargets:
 
 
 @dataclass(frozen=True)
+class PackedAlignments:
+    """All aligned examples of one target modality: where the tokens of their sources stand, and all of their codes."""
+
+    index: Tensor
+    lengths: list[int]
+    labels: Tensor  # [l]
+    label_lengths: list[int]
+
+
+@dataclass(frozen=True)
 class Batch:
     """One packed row of `size` tokens, of which `num_tokens` are not padding."""
 
@@ -131,6 +146,7 @@ class Batch:
     keys: list[str] = field(default_factory=list)
     directions: list[str] = field(default_factory=list)  # unique; labels point into it
     direction_labels: list[int] = field(default_factory=list)  # how many labels each direction has
+    alignments: dict[str, PackedAlignments] = field(default_factory=dict)
 
     @property
     def num_labels(self) -> int:
@@ -192,6 +208,7 @@ class _Row:
         self.keys: list[str] = []
         self.directions: dict[str, int] = {}
         self.labels = Counter[int]()
+        self.alignments: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def add(self, example: Example) -> None:
         start, position = self.offset, 0
@@ -208,6 +225,9 @@ class _Row:
             position += 1
         self._add_target(example, position)
         target = len(example.target.codes)
+        if example.aligned:
+            heard = torch.arange(start, start + len(example.sources[0].positions))
+            self.alignments.setdefault(example.target.modality, []).append((heard, example.target.codes[:, 0]))
         self.segments.starts.append(start)
         self.segments.prefixes.append(self.offset - target - start)
         self.segments.targets.append(target)
@@ -258,6 +278,15 @@ class _Row:
             keys=self.keys,
             directions=list(self.directions),
             direction_labels=[self.labels[number] for number in self.directions.values()],
+            alignments={
+                name: PackedAlignments(
+                    torch.cat([heard for heard, _ in parts]),
+                    [len(heard) for heard, _ in parts],
+                    torch.cat([codes for _, codes in parts]),
+                    [len(codes) for _, codes in parts],
+                )
+                for name, parts in self.alignments.items()
+            },
         )
 
 

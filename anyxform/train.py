@@ -82,6 +82,7 @@ def train_step(
     skips: Sequence[int] = (),
     exit_weight: float = 0.1,
     length_weight: float = 0.1,
+    align_weight: float = 0.0,
     weights: Mapping[str, float] | None = None,
 ) -> Metrics:
     """One update from several packed rows, whose gradients are accumulated: the same as from one large row.
@@ -99,7 +100,10 @@ def train_step(
     plans = parallel.world.gather((len(batches), own_labels, parallel.idle(batches, skips)))
     rounds, labels = max(count for count, _, _ in plans), max(1, sum(count for _, count, _ in plans))
     losses, objectives = _Losses(), []
-    options = {"exits": exits, "skips": skips, "exit_weight": exit_weight, "length_weight": length_weight}
+    options = {
+        "exits": exits, "skips": skips, "exit_weight": exit_weight, "length_weight": length_weight,
+        "align_weight": align_weight,
+    }  # fmt: skip
     optimizer.zero_grad(set_to_none=True)
     for number in range(rounds):
         spare, sync = number >= len(batches), number + 1 == rounds

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 import tracemalloc
 from itertools import islice
@@ -311,6 +312,29 @@ def test_a_share_of_targets_learns_the_other_way_of_decoding(datasets):
         assert (each.target.hidden is None) == (each.target.modality in {name} | others)
     with pytest.raises(ValueError, match=r"data\.other_decoding names 'imag': did you mean 'image'"):
         examples(datasets, other_decoding={"imag": 1})
+
+
+def test_targets_are_aligned_with_a_source_that_is_there(datasets):
+    made = examples(datasets, aligned=["sound:fr-phone>text:fr"], condition_dropout=0.5)[0]
+    named = [e for e in made if e.direction == "sound:fr-phone>text:fr"]
+    assert {bool(e.sources) for e in named} == {True, False}
+    assert all(e.aligned == (bool(e.sources) and e.direction == "sound:fr-phone>text:fr") for e in made)
+
+
+@pytest.mark.parametrize(
+    "pattern, reason",
+    [
+        ("text", "write source>target"),
+        (">text", "write source>target"),
+        ("image+sound>text", "write source>target"),
+        ("sound>txt", "write source>target"),
+        ("text>sound", "sound is not a sequence of one code a token"),
+        ("text>image", "image is not a sequence of one code a token"),
+    ],
+)
+def test_only_sequences_of_one_code_a_token_are_aligned(datasets, pattern, reason):
+    with pytest.raises(ValueError, match=f"data.aligned: '{re.escape(pattern)}' is not possible: {reason}"):
+        examples(datasets, aligned=[pattern])
 
 
 def test_attribute_dropout_keeps_the_marker_and_at_most_all_attributes_but_the_last(datasets):

@@ -1,5 +1,7 @@
 """Packing: tokens, positions, labels and segments, written out by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -49,6 +51,14 @@ def test_a_masked_target_of_variable_length_has_its_length_read_from_the_marker(
     image = pack([caption(), drawing(fixed=False)], IDS).targets["image"]
     assert image.length_index.tolist() == [9 + 2]
     assert image.length_labels.tolist() == [4]
+
+
+def test_the_source_of_an_aligned_example_is_kept_beside_its_codes():
+    batch = pack([caption(), replace(caption(), aligned=True), drawing(), replace(caption((1,)), aligned=True)], IDS)
+    text = batch.alignments["text"]
+    assert text.index.tolist() == [9, 10, 11, 12, 25, 26, 27, 28] and text.lengths == [4, 4]
+    assert text.labels.tolist() == [5, 6, 7, 1] and text.label_lengths == [3, 1]
+    assert pack([caption(), drawing()], IDS).alignments == {}
 
 
 def test_segments_stand_side_by_side_and_padding_behind():

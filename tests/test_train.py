@@ -1,12 +1,14 @@
-from itertools import count, islice
+import math
+from itertools import count, groupby, islice, product
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from anyxform.loss import MOST_LOGITS, Z_LOSS, _losses, batch_loss, head_losses
-from anyxform.sequence import pack
+from anyxform.sequence import Example, Source, Target, marker, pack
 from anyxform.train import averaged, rotating_exit, skipped_blocks, train, train_step, validation_loss
+from tests.toy import toys
 from tests.toy_training import CONDITIONS, DIRECTIONS, toy_example, toy_model, toy_row, toy_rows, toy_state
 
 CONSTANT = {"lr": lambda step: 3e-3}
@@ -201,6 +203,47 @@ def test_logits_are_never_all_there(monkeypatch):
     for name, gradient in gradients.items():
         torch.testing.assert_close(same[name], gradient, msg=name)
     assert most > 1000 and fewer <= 100
+
+
+def aligned_row(words, lengths):
+    """Texts whose letters a source of so many tokens, all alike, stands for."""
+    made = []
+    for word, length in zip(words, lengths, strict=True):
+        codes = toys()["text"].codes(toys()["text"].preprocess(word))[:, None]
+        source = Source("text", torch.ones(length, dtype=torch.long), torch.arange(length)[:, None])
+        target = Target("text", codes, torch.arange(len(codes))[:, None], 27, False)
+        made.append(Example("key", "text>text", (source,), (marker("text"),), target, aligned=True))
+    return pack(made, CONDITIONS)
+
+
+def test_aligned_sources_spell_their_targets():
+    """The loss is the likelihood of all ways to say the target one letter, or nothing, a token."""
+    model, words = toy_model(), ["ab", "aa", "c"]
+    row = aligned_row(words, lengths := [3, 3, 2])
+    plain, found = (float(batch_loss(model, row, align_weight=weight)[0].detach()) for weight in (0.0, 2.0))
+    (states, _), starts = model.states(row, exits=(2,)), row.segments.starts
+    expected = 0.0
+    for word, length, start in zip(words, lengths, starts, strict=True):
+        p = model.targets["text"].logits(states[start : start + length])[:, 0].softmax(-1)
+        ways = [way for way in product(range(28), repeat=length) if spelt(way) == word]
+        expected -= math.log(sum(math.prod(float(p[t, code]) for t, code in enumerate(way)) for way in ways))
+    assert found - plain == pytest.approx(2 * expected, rel=1e-4)
+
+
+def spelt(way):
+    """What a way to go through the codes says: of equal ones side by side one, and none of the ends between them."""
+    return toys()["text"].from_codes(torch.tensor([code for code, _ in groupby(way) if code < 27], dtype=torch.long))
+
+
+def test_alignment_trains_the_blocks_up_to_where_it_is_read():
+    """A target that is longer than its source counts nothing."""
+    for lengths, learns in (([4], True), ([1], False)):
+        model = toy_model()
+        loss = batch_loss(model, aligned_row(["abc"], lengths), align_weight=1.0)[0]
+        loss = loss - batch_loss(model, aligned_row(["abc"], lengths))[0]
+        loss.backward()
+        gradients = [float(block.mlp.down.weight.grad.abs().sum()) for block in model.blocks]
+        assert [it > 1e-6 for it in gradients] == [learns, learns, False]
 
 
 def test_exits_rotate_through_the_early_layers():

@@ -156,6 +156,7 @@ class Data:
             lanes=lanes,
             own=own,
             num_workers=config["num_workers"] if train else 0,
+            aligned=listed(config.get("aligned")),
             **{name: config[name] for name in options if name in config},
         )
 

@@ -84,6 +84,10 @@ class Run:
             raise ValueError(f"distributed.checkpoint={kind!r} is unknown: use whole or sharded")
         if self.options["debug"] and world.size > 1:
             raise ValueError(f"train.debug={self.options['debug']} is for one process, not {world.size}")
+        if self.options["align_weight"] and not listed(config["data"].get("aligned")):
+            raise ValueError(
+                f"train.align_weight={self.options['align_weight']:g} is of nothing: name directions in data.aligned"
+            )
         if self.options["rows_per_step"] < world.size:
             raise ValueError(
                 f"train.rows_per_step={self.options['rows_per_step']} is not possible with {world.size} processes: "
@@ -187,6 +191,7 @@ class Run:
         schedule = {name: optim[name] for name in ("warmup", "schedule", "final", "decay")}
         names = (
             "steps", "rows_per_step", "exit_every", "max_nonfinite", "clip", "bf16", "exit_weight", "length_weight",
+            "align_weight",
         )  # fmt: skip
         return training.train(
             self.state,
