@@ -34,11 +34,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Segment:
-    """What was made of a span of the source, in the unit of its modality: seconds of a recording, characters, …"""
+    """What was made of a span of the source, in the unit of its modality: seconds of a recording, characters, …
+
+    `words`: its parts, where they were asked for (see `anyxform.align`).
+    """
 
     start: float
     end: float
     value: Any
+    words: "tuple[Segment, ...] | None" = None
 
 
 @dataclass(frozen=True)

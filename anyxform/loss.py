@@ -146,9 +146,7 @@ def _align_loss(model: Transformer, name: str, aligned: PackedAlignments, states
     They are read by the target's head, whose end means here that nothing is said. A target that is longer than its
     source counts nothing.
     """
-    head = model.targets[name].head[0]
-    chosen = states.index_select(0, aligned.index)
-    logits = (chosen @ head.to(chosen.dtype).T).float()
+    logits = model.targets[name].logits(states.index_select(0, aligned.index))[:, 0]
     log_p = pad_sequence(list(logits.log_softmax(dim=-1).split(aligned.lengths)))
     lengths, label_lengths = torch.tensor(aligned.lengths), torch.tensor(aligned.label_lengths)
-    return F.ctc_loss(log_p, aligned.labels, lengths, label_lengths, len(head) - 1, "sum", zero_infinity=True)
+    return F.ctc_loss(log_p, aligned.labels, lengths, label_lengths, logits.shape[1] - 1, "sum", zero_infinity=True)

@@ -43,6 +43,7 @@ class Piece:
         start, end: what it stands for, in the `unit` of its modality. The spans of a value's pieces do not overlap.
         overlap: how much of it, in that unit, the piece before holds as well; 0 where the cut says nothing twice.
         between: the text that stood, or would be written, between it and the piece before.
+        offset: where in the whole its value begins, in that unit.
     """
 
     value: Any
@@ -50,6 +51,7 @@ class Piece:
     end: float = 0.0
     overlap: float = 0.0
     between: str = ""
+    offset: float = 0.0
 
 
 class Modality(ABC):
@@ -76,6 +78,8 @@ class Modality(ABC):
 
     unit: ClassVar[str] = ""
     """In which the spans of its pieces are measured, such as ``seconds``."""
+    token_span: ClassVar[float] = 0.0
+    """How much of a value, in its `unit`, each token of a source stands for; 0: there is no such measure."""
     joins: ClassVar[bool] = False
     """Whether several generated values can be joined to one: else what is longer than the model reads is refused."""
     most_repeats: ClassVar[int] = 0
@@ -176,6 +180,11 @@ class Modality(ABC):
         if len(values) > 1:
             raise ValueError(f"{len(values)} values of {self.name} cannot be joined: give something shorter")
         return values[0]
+
+    def words(self, codes: Tensor) -> list[tuple[Any, int]]:
+        """The parts of a value that may be found in a source by themselves, in order, and how many codes ``[T]`` each
+        takes. By default the value is one."""
+        return [(self.from_codes(codes), len(codes))]
 
     # Graphs, optional: what programs need that have none of this package's code
 

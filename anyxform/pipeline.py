@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from anyxform import checkpoint
+from anyxform.align import with_words
 from anyxform.candidates import Answered, Candidate, Rank, draw
 from anyxform.candidates import rank as rank_by
 from anyxform.compiled import CompiledStep
@@ -69,14 +70,21 @@ class Pipeline:
             return self.candidates(*given, to=to, via=via, n=n, rank=rank, **options)[0].value
         return self._made(given, to, via, options).value
 
-    def segments(self, *given: Any, to: str, **options: Any) -> list[Segment]:
-        """The same piece by piece, each with its span in the source: seconds of a recording, characters of a text."""
-        return self._made(given, to, None, options).segments
+    def segments(self, *given: Any, to: str, words: bool = False, **options: Any) -> list[Segment]:
+        """The same piece by piece, each with its span in the source: seconds of a recording, characters of a text.
 
-    def _made(self, given: Sequence[Any], to: str, via: str | None, options: Mapping[str, Any]) -> Made:
+        `words`: with those of each, for models that were trained with `train.align_weight`.
+        """
+        return self._made(given, to, None, options, words).segments
+
+    def _made(
+        self, given: Sequence[Any], to: str, via: str | None, options: Mapping[str, Any], words: bool = False
+    ) -> Made:
         seed = sampling_of(options).seed
         (direction,), (values,) = self._asked(given, to, via, seed)
-        return self.perform([self.job(direction, values, seed)], **options)[0]
+        if words:
+            self.check_words(direction)
+        return self.perform([self.job(direction, values, seed)], words=words, **options)[0]
 
     def _asked(
         self, given: Sequence[Any], to: str, via: str | None, seed: int
@@ -240,10 +248,23 @@ class Pipeline:
         """Requests for the target of a direction, given its sources' values, of which one may be of any length."""
         return cut(self.modalities, direction, values, self.request, seed)
 
-    def perform(self, jobs: Sequence[Job], *, batch_size: int = 64, **options: Any) -> list[Made]:
+    def perform(self, jobs: Sequence[Job], *, batch_size: int = 64, words: bool = False, **options: Any) -> list[Made]:
         """What is made of each job; pieces of all are batched. `options` as for `respond`, seeds those of the jobs."""
         chosen = self.learnt(sampling_of(options), {job.target.modality for job in jobs})
-        return perform(self.model, self.modalities, jobs, chosen, batch_size)
+        made = perform(self.model, self.modalities, jobs, chosen, batch_size)
+        return with_words(self.model, self.modalities, jobs, made) if words else made
+
+    def check_words(self, direction: Direction) -> None:
+        """ValueError: this model cannot tell when the words of a target are said."""
+        target, facts = direction.target.modality, self.facts.get("facts") or {"aligned": [f"{direction}"]}
+        learnt = {tuple(side.partition(":")[0] for side in it.split(">")) for it in facts.get("aligned", ())}
+        source = self.modalities[direction.sources[0].modality]
+        if len(direction.sources) > 1 or (source.name, target) not in learnt or not source.token_span:
+            known = ", ".join(sorted(" to ".join(pair) for pair in learnt)) or "nothing"
+            raise ValueError(
+                f"words is not possible for {direction}: this model has learnt where words are from {known}; "
+                "train it with train.align_weight=0.3 and its transcripts in data.aligned"
+            )
 
     def respond(self, requests: Sequence[Request], *, batch_size: int = 64, **options: Any) -> list[Any]:
         """One value for each request, in batches of mixed directions; each has the next seed."""

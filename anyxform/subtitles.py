@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from html import escape
+from typing import Any
 
 from anyxform.long import Job, Made, Segment
 
@@ -35,11 +36,19 @@ def vtt(made: Made) -> str:
 
 
 def whole(made: Made) -> str:
-    """JSON with the keys of Whisper's: ``{"text": …, "segments": [{"id", "start", "end", "text"}]}``."""
-    segments = [
+    """JSON with the keys of Whisper's: ``{"text": …, "segments": [{"id", "start", "end", "text"}]}``.
+
+    And, where words were asked for, ``"words": [{"word", "start", "end"}]`` in each segment.
+    """
+    segments: list[dict[str, Any]] = [
         {"id": number, "start": round(it.start, 3), "end": round(it.end, 3), "text": it.value}
         for number, it in enumerate(_spoken(made))
     ]
+    for segment, it in zip(segments, _spoken(made)):
+        if it.words is not None:
+            segment["words"] = [
+                {"word": word.value, "start": round(word.start, 3), "end": round(word.end, 3)} for word in it.words
+            ]
     return json.dumps({"text": made.value, "segments": segments}, ensure_ascii=False, indent=2) + "\n"
 
 

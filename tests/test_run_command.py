@@ -12,7 +12,7 @@ from anyxform.cli import main
 from anyxform.cli.run import expand
 from modalities.audio import Audio
 from modalities.audio.waveform import Waveform, write
-from tests.tiny import PNG, WAV
+from tests.tiny import PNG, WAV, Tiny
 
 
 @pytest.fixture
@@ -171,6 +171,23 @@ def test_a_format_by_name_for_many_inputs_or_none(run, talk: Path) -> None:
     assert run("talk.wav", "--to", "text:en", "-f", "json", "-o", "out.jsonl")[0] == 0
     (line,) = map(json.loads, Path("out.jsonl").read_text().splitlines())
     assert line["source"] == "talk.wav" and line["text"] and len(line["segments"]) == 3
+
+
+def test_words_are_told_by_models_that_learnt_where_they_are(run, talk: Path, tiny: Tiny) -> None:
+    written = run("talk.wav", "--to", "text:en", "-f", "json", "-o", "out.jsonl", "--words")
+    assert written[0] == 1 and "words is not possible for audio>text:en" in Path("out.jsonl").read_text()
+    for options in (["--words"], ["--words", "-f", "srt"]):
+        code, _, err = run("talk.wav", "--to", "text:en", *options)
+        assert code == 2 and "--words is not possible with " in err and "they are written with -f json" in err
+    assert run("a-{0..1}.tar", "--to", "text:en", "--words")[2].endswith("they become shards of values alone\n")
+    options = ["train.align_weight=0.3", "+data.aligned=[audio>text:en]", "train.steps=2"]
+    assert main(tiny.train(Path("run"), *options)) == 0
+    code, out, _ = run("talk.wav", "--to", "text:en", "-f", "json", "--words", checkpoint=Path("run"))
+    segments = json.loads(out)["segments"]
+    assert code == 0 and segments
+    for it in segments:
+        assert " ".join(word["word"] for word in it["words"]) in ("", " ".join(it["text"].split()))
+        assert all(it["start"] <= word["start"] <= word["end"] <= it["end"] for word in it["words"])
 
 
 def test_silence_is_the_empty_text(run, talk: Path) -> None:

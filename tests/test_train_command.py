@@ -291,6 +291,8 @@ def test_a_mistake_in_how_examples_are_made_leaves_no_folder(
 ) -> None:
     assert main(tiny.train(tmp_path / "run", "data.other_decoding=much")) == 2
     check_line(capsys, "data.other_decoding=much is no share: give 0 to 1, or one for each modality")
+    assert main(tiny.train(tmp_path / "run", "train.align_weight=0.3")) == 2
+    check_line(capsys, "train.align_weight=0.3 is of nothing: name directions in data.aligned")
     assert not (tmp_path / "run").exists()
 
 

@@ -36,14 +36,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Choice:
-    """How inputs are answered: the best of `n` candidates by `rank`, from `seed` on; `format` of what is written;
-    `options` of generation."""
+    """How inputs are answered: the best of `n` candidates by `rank`, from `seed` on; `format` of what is written, with
+    `words` or without; `options` of generation."""
 
     n: int
     rank: Rank
     seed: int
     batch_size: int
     format: str | None
+    words: bool
     options: dict[str, Any]
 
 
@@ -93,7 +94,7 @@ def answers(pipeline: Pipeline, asked: Iterable[Asked | Failure], choice: Choice
         for chunk in _chunks(asked, choice.batch_size):
             yield from _best(pipeline, chunk, choice)
         return
-    options = {**choice.options, "batch_size": choice.batch_size}
+    options = {**choice.options, "batch_size": choice.batch_size, "words": choice.words}
     for pool in pooled((_job(pipeline, it, choice) for it in asked), choice.batch_size):
         made = iter(pipeline.perform([job for job in pool if isinstance(job, Job)], **options))
         for job in pool:
@@ -106,6 +107,8 @@ def _job(pipeline: Pipeline, asked: Asked | Failure, choice: Choice) -> Job | Fa
     try:
         job = pipeline.job(asked.direction, asked.values, choice.seed + asked.number)
         check(choice.format, job)
+        if choice.words:
+            pipeline.check_words(asked.direction)
     except ValueError as error:
         return Failure.of(error)
     return job

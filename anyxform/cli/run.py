@@ -59,6 +59,7 @@ def parser() -> Parser:
     it.add_argument(
         "--via", metavar="FIELD", help="go by way of a field; auto: if the evaluation table says it is better"
     )
+    it.add_argument("--words", action="store_true", help="with -f json: when each word of a recording is said")
     it.add_argument("--show-effort", action="store_true", help="print how many layers each token took")
     add_candidates(it)
     add_shards(it)
@@ -124,6 +125,8 @@ def main(arguments: list[str]) -> int:
     Sampling(**chosen)  # complains before anything is loaded
     if options.show_effort and options.n != 1:
         raise ValueError(f"--show-effort is of one answer, and -n {options.n} draws several: leave one out")
+    if options.words and are_shards(options.inputs):
+        raise ValueError("--words is not for shards: they become shards of values alone")
     if are_shards(options.inputs):
         return convert_shards(options, {name: value for name, value in chosen.items() if name != "seed"})
     if options.fields or options.copy:
@@ -145,9 +148,11 @@ def main(arguments: list[str]) -> int:
         asked = read_inputs(pipeline, inputs, others, target, options.origin)
         if options.via is not None:
             asked = by_way(pipeline, asked, options.via, options.seed, options.batch_size)
+        if options.words and writer.format != "json":
+            raise ValueError(f"--words is not possible with {writer.format or 'txt'}: they are written with -f json")
         if options.n != 1 and writer.format not in (None, "txt"):
             raise ValueError(f"-n {options.n} is not possible with {writer.format}: candidates are of whole inputs")
-        choice = Choice(options.n, options.rank, options.seed, options.batch_size, writer.format, chosen)
+        choice = Choice(options.n, options.rank, options.seed, options.batch_size, writer.format, options.words, chosen)
         for given, result in zip(inputs, answers(pipeline, asked, choice)):
             if isinstance(result, Failure) and len(inputs) == 1 and writer.lines is None:
                 raise ValueError(result.reason)

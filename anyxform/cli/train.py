@@ -159,6 +159,7 @@ class Run:
             "samples": {name: len(dataset) for name, dataset in self.data.train.items()},
             "hold_out": self.data.directions.hold_out,
             "other_decoding": self.config["data"].get("other_decoding", 0.0),
+            "aligned": listed(self.config["data"].get("aligned")) if self.options["align_weight"] else [],
             "versions": {"anyxform": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
         }
 

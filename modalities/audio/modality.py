@@ -29,6 +29,7 @@ class Audio(Modality):
     name: ClassVar[str] = "audio"
     extensions: ClassVar[tuple[str, ...]] = ("wav", "flac", "ogg", "opus", "mp3", "m4a", "aac", "wma", "webm")
     unit: ClassVar[str] = "seconds"
+    token_span: ClassVar[float] = STRIDE * spectrogram.HOP / SAMPLE_RATE
     joins: ClassVar[bool] = True
     decoding: ClassVar = "masked"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"lsd", "duration_error", "judge_wer", "judge_cer"})
@@ -136,6 +137,7 @@ class Audio(Modality):
                 end=it.end / SAMPLE_RATE,
                 overlap=it.overlap / SAMPLE_RATE,
                 between=" ",
+                offset=it.first / SAMPLE_RATE,
             )
             for it in found
         ]

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,8 +24,8 @@ CHARACTERS = 16
 """More than a token has on average: as many times the most tokens are looked at when a long text is cut."""
 WORDS = ("a", "red", "fish", "une", "grenouille", "verte", "тигр", "和", "🐸", "d'été")
 ELLIPSIS = "…"
-SPACE = "Ġ"
-"""How byte-level tokens write it."""
+SPACE, NEWLINE = "Ġ", "Ċ"
+"""How byte-level tokens write them."""
 PROBE = (" Ein  Tiger,", "d'été\n12", " 虎🐸")
 """Texts that a tokenizer must give back as they were, also one after the other."""
 TOKENIZER = "tokenizer.json"
@@ -199,6 +200,13 @@ class Text(Modality):
             between = "" if piece.between == " " and unspaced else piece.between
             text += between + value if text and value else value
         return text
+
+    def words(self, codes: Tensor) -> list[tuple[str, int]]:
+        """What stands between spaces, its signs included."""
+        codes = codes.flatten()
+        tokens = [str(self.tokenizer.id_to_token(self._ids[code])) for code in codes.tolist()]
+        starts = [n for n, token in enumerate(tokens) if n == 0 or token.startswith((SPACE, NEWLINE))]
+        return [(self.from_codes(codes[a:b]).strip(), b - a) for a, b in pairwise([*starts, len(codes)])]
 
     def fit(self, values: Sequence[str], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
         """Learn merges (there is no step to count and no chance in it)."""

@@ -1,0 +1,83 @@
+"""When each word of a transcript is said: the likeliest way in which the source's own tokens spell it.
+
+For models that were trained with `train.align_weight`: after some of their blocks the source's tokens are read by the
+target's head, whose end means that nothing is said (see `anyxform.loss`). Letters: T source tokens, L and V codes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchaudio.functional import forced_align, merge_tokens
+
+from anyxform.long import Job, Made, Segment
+from anyxform.loss import aligned_after
+from anyxform.modality import Modality, Piece
+from anyxform.model import Transformer
+from anyxform.request import Request, prefix
+from anyxform.sequence import pack
+
+Span = tuple[int, int]
+"""Source tokens from, and up to but without."""
+BATCH_SIZE = 16
+
+
+def with_words(
+    model: Transformer, modalities: Mapping[str, Modality], jobs: Sequence[Job], made: Sequence[Made]
+) -> list[Made]:
+    """What was made of jobs of one source each, its segments with their words; none where it says more than fits."""
+    places = [(n, place) for n, it in enumerate(made) for place, segment in enumerate(it.segments) if segment.value]
+    segments = [list(it.segments) for it in made]
+    requests = [jobs[n].requests[place] for n, place in places]
+    for (n, place), request, log_p in zip(places, requests, spelt(model, modalities, requests), strict=True):
+        target, segment = modalities[request.target.modality], segments[n][place]
+        codes = target.codes(target.preprocess(segment.value)).flatten()
+        step = modalities[request.sources[0].modality].token_span
+        words = timed(target.words(codes), align(log_p, codes), jobs[n].pieces[place], step)
+        segments[n][place] = replace(segment, words=words)
+    return [replace(it, segments=own) for it, own in zip(made, segments)]
+
+
+@torch.no_grad()
+def spelt(model: Transformer, modalities: Mapping[str, Modality], requests: Sequence[Request]) -> Iterator[Tensor]:
+    """For each request, what its first source's tokens say: log-probabilities ``[T, V + 1]`` on the CPU."""
+    device, middle = next(model.parameters()).device, aligned_after(len(model.blocks))
+    for start in range(0, len(requests), BATCH_SIZE):
+        some = requests[start : start + BATCH_SIZE]
+        examples = [prefix(it, modalities[it.target.modality], it.sources) for it in some]
+        row = pack(examples, model.condition_ids).to(device)
+        states, _ = model.states(row, exits=(middle,))
+        for request, first in zip(some, row.segments.starts):
+            own = states[first : first + len(request.sources[0].positions)]
+            yield model.targets[request.target.modality].logits(own)[:, 0].log_softmax(dim=-1).cpu()
+
+
+def align(log_p: Tensor, codes: Tensor) -> list[Span]:
+    """The source tokens of each code ``[L]``, in order; none of any if they are more than log-probabilities
+    ``[T, V + 1]`` can spell.
+    """
+    repeats = int((codes[1:] == codes[:-1]).sum())  # between equal ones something else must stand
+    if not 0 < len(codes) + repeats <= len(log_p):
+        return []
+    nothing = log_p.shape[1] - 1
+    path, scores = forced_align(log_p[None], codes[None], blank=nothing)
+    return [(it.start, it.end) for it in merge_tokens(path[0], scores[0], blank=nothing)]
+
+
+def timed(words: Sequence[tuple[Any, int]], spans: Sequence[Span], piece: Piece, step: float) -> tuple[Segment, ...]:
+    """Words with how many codes each takes, as segments of a piece of which a token is `step` long.
+
+    Where a word is told is a narrow place within it: two of them meet half-way between these places.
+    """
+    if not spans:
+        return ()
+    first, places = 0, []
+    for value, count in words:
+        places.append((value, spans[first][0], spans[first + count - 1][1]))
+        first += count
+    meet = [piece.offset + step * (one[2] + other[1]) / 2 for one, other in pairwise(places)]
+    edges = [piece.start, *(min(max(it, piece.start), piece.end) for it in meet), piece.end]
+    return tuple(Segment(start, end, value) for (value, _, _), (start, end) in zip(places, pairwise(edges)))
