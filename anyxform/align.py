@@ -14,7 +14,7 @@ from torch import Tensor
 from torchaudio.functional import forced_align, merge_tokens
 
 from anyxform.long import Job, Made, Segment
-from anyxform.loss import aligned_after
+from anyxform.loss import aligned_after, spelling
 from anyxform.modality import Modality, Piece
 from anyxform.model import Transformer
 from anyxform.request import Request, prefix
@@ -52,7 +52,7 @@ def spelt(model: Transformer, modalities: Mapping[str, Modality], requests: Sequ
         states, _ = model.states(row, exits=(middle,))
         for request, first in zip(some, row.segments.starts):
             own = states[first : first + len(request.sources[0].positions)]
-            yield model.targets[request.target.modality].logits(own)[:, 0].log_softmax(dim=-1).cpu()
+            yield spelling(model, request.target.modality, own).cpu()
 
 
 def align(log_p: Tensor, codes: Tensor) -> list[Span]:

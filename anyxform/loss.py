@@ -1,12 +1,12 @@
 """From a model and a batch to losses: cross-entropy per modality, z-loss, length of masked targets, early exits."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from anyxform.model import Target, Transformer
 from anyxform.sequence import Batch, PackedAlignments, PackedTargets
@@ -146,7 +146,40 @@ def _align_loss(model: Transformer, name: str, aligned: PackedAlignments, states
     They are read by the target's head, whose end means here that nothing is said. A target that is longer than its
     source counts nothing.
     """
-    logits = model.targets[name].logits(states.index_select(0, aligned.index))[:, 0]
-    log_p = pad_sequence(list(logits.log_softmax(dim=-1).split(aligned.lengths)))
+    total, head = states.new_zeros((), dtype=torch.float32), model.targets[name].head
+    labels = aligned.labels.split(aligned.label_lengths)
     lengths, label_lengths = torch.tensor(aligned.lengths), torch.tensor(aligned.label_lengths)
-    return F.ctc_loss(log_p, aligned.labels, lengths, label_lengths, logits.shape[1] - 1, "sum", zero_infinity=True)
+    starts = lengths.cumsum(0) - lengths
+    for some in alike(aligned.lengths, MOST_LOGITS.get(states.device.type, 2**26) // head.shape[1]):
+        longest = int(lengths[some].max())
+        # tokens of shorter ones are read again up to the longest's: what is said there counts nothing
+        places = starts[some] + torch.minimum(torch.arange(longest)[:, None], lengths[some] - 1)  # [T, B]
+        index = aligned.index[places.flatten().to(states.device, non_blocking=True)]
+        said = spelling(model, name, states.index_select(0, index)).unflatten(0, places.shape)
+        asked = torch.cat([labels[number] for number in some])
+        nothing = head.shape[1] - 1
+        total = total + F.ctc_loss(said, asked, lengths[some], label_lengths[some], nothing, "sum", zero_infinity=True)
+    return total
+
+
+def alike(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Numbers of what has these lengths, in groups of about one length, each with at most `most` tokens when padded."""
+    groups: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= most:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups
+
+
+def spelling(model: Transformer, name: str, states: Tensor) -> Tensor:
+    """Log-probabilities ``[n, V + 1]`` of what source tokens of these states say, the last that they say nothing.
+
+    That is what most of them must say: so in a model that knows nothing it is as likely as all codes together. Else
+    to learn it costs the head, which it shares with the target, more than everything else.
+    """
+    logits = model.targets[name].logits(states)[:, 0]
+    more = logits.new_zeros(logits.shape[1])
+    more[-1] = math.log(logits.shape[1] - 1)
+    return (logits + more).log_softmax(dim=-1)

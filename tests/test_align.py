@@ -13,7 +13,7 @@ from anyxform.align import align, spelt, timed, with_words
 from anyxform.data import source
 from anyxform.field import Field
 from anyxform.long import Job, Made, Segment
-from anyxform.loss import aligned_after
+from anyxform.loss import aligned_after, spelling
 from anyxform.modality import Piece
 from anyxform.pipeline import Pipeline
 from anyxform.request import Request, prefix
@@ -83,7 +83,7 @@ def test_sources_are_read_where_they_were_trained() -> None:
     for request, log_p in zip(requests, found, strict=True):
         example = prefix(request, modalities["text"], request.sources)
         states, _ = model.states(pack([example], model.condition_ids), exits=(aligned_after(len(model.blocks)),))
-        expected = model.targets["text"].logits(states[: len(request.sources[0].positions)])[:, 0].log_softmax(-1)
+        expected = spelling(model, "text", states[: len(request.sources[0].positions)])
         torch.testing.assert_close(log_p, expected, atol=1e-5, rtol=1e-4)
 
 

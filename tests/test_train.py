@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from anyxform.loss import MOST_LOGITS, Z_LOSS, _losses, batch_loss, head_losses
+from anyxform.loss import MOST_LOGITS, Z_LOSS, _losses, alike, batch_loss, head_losses
 from anyxform.sequence import Example, Source, Target, marker, pack
 from anyxform.train import averaged, rotating_exit, skipped_blocks, train, train_step, validation_loss
 from tests.toy import toys
@@ -217,17 +217,38 @@ def aligned_row(words, lengths):
 
 
 def test_aligned_sources_spell_their_targets():
-    """The loss is the likelihood of all ways to say the target one letter, or nothing, a token."""
+    """The loss is the likelihood of all ways to say the target one letter, or nothing, a token.
+
+    Of a model that knows nothing a token says nothing as often as something."""
     model, words = toy_model(), ["ab", "aa", "c"]
     row = aligned_row(words, lengths := [3, 3, 2])
     plain, found = (float(batch_loss(model, row, align_weight=weight)[0].detach()) for weight in (0.0, 2.0))
     (states, _), starts = model.states(row, exits=(2,)), row.segments.starts
     expected = 0.0
     for word, length, start in zip(words, lengths, starts, strict=True):
-        p = model.targets["text"].logits(states[start : start + length])[:, 0].softmax(-1)
+        logits = model.targets["text"].logits(states[start : start + length])[:, 0]
+        p = (logits + torch.tensor([0.0] * 27 + [math.log(27)])).softmax(-1)
         ways = [way for way in product(range(28), repeat=length) if spelt(way) == word]
         expected -= math.log(sum(math.prod(float(p[t, code]) for t, code in enumerate(way)) for way in ways))
     assert found - plain == pytest.approx(2 * expected, rel=1e-4)
+
+
+def test_aligned_sources_are_read_in_groups_of_about_one_length(monkeypatch):
+    words, lengths = ["ab", "a", "abc", "ba", "c"], [9, 2, 5, 2, 3]
+    assert alike(lengths, 8) == [[0], [2], [4, 1], [3]] and alike(lengths, 100) == [[0, 2, 4, 1, 3]]
+
+    def gone_through():
+        model = toy_model()
+        loss = batch_loss(model, aligned_row(words, lengths), align_weight=1.0)[0]
+        loss.backward()
+        return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    whole, gradients = gone_through()
+    monkeypatch.setitem(MOST_LOGITS, "cpu", 8 * 28)
+    parts, same = gone_through()
+    torch.testing.assert_close(parts, whole)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same[name], gradient, msg=name)
 
 
 def spelt(way):
