@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchaudio.functional import forced_align, merge_tokens
 
 from anyxform.long import Job, Made, Segment
 from anyxform.loss import aligned_after, spelling
@@ -59,6 +58,8 @@ def align(log_p: Tensor, codes: Tensor) -> list[Span]:
     """The source tokens of each code ``[L]``, in order; none of any if they are more than log-probabilities
     ``[T, V + 1]`` can spell.
     """
+    from torchaudio.functional import forced_align, merge_tokens  # which takes its time
+
     repeats = int((codes[1:] == codes[:-1]).sum())  # between equal ones something else must stand
     if not 0 < len(codes) + repeats <= len(log_p):
         return []

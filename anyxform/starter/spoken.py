@@ -1,4 +1,7 @@
-"""The starter's texts said by a synthesizer, SVOX Pico: one voice for each of five languages, the same every time."""
+"""The starter's texts said by a synthesizer, SVOX Pico: one voice for each of five languages.
+
+It says nothing twice in quite the same way: an engine goes on from what it has said.
+"""
 
 from collections.abc import Iterable, Iterator
 from functools import cache
