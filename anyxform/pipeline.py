@@ -263,7 +263,7 @@ class Pipeline:
             known = ", ".join(sorted(" to ".join(pair) for pair in learnt)) or "nothing"
             raise ValueError(
                 f"words is not possible for {direction}: this model has learnt where words are from {known}; "
-                "train it with train.align_weight=0.3 and its transcripts in data.aligned"
+                "train it with train.align_weight=2 and its transcripts in data.aligned"
             )
 
     def respond(self, requests: Sequence[Request], *, batch_size: int = 64, **options: Any) -> list[Any]:
