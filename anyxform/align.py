@@ -5,6 +5,7 @@ target's head, whose end means that nothing is said (see `anyxform.loss`). Lette
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -33,9 +34,11 @@ def with_words(
     requests = [jobs[n].requests[place] for n, place in places]
     for (n, place), request, log_p in zip(places, requests, spelt(model, modalities, requests), strict=True):
         target, segment = modalities[request.target.modality], segments[n][place]
-        codes = target.codes(target.preprocess(segment.value)).flatten()
         step = modalities[request.sources[0].modality].token_span
-        words = timed(target.words(codes), align(log_p, codes), jobs[n].pieces[place], step)
+        words: tuple[Segment, ...] = ()
+        with suppress(ValueError):  # written anew, a text may have more tokens than may be read
+            codes = target.codes(target.preprocess(segment.value)).flatten()
+            words = timed(target.words(codes), align(log_p, codes), jobs[n].pieces[place], step)
         segments[n][place] = replace(segment, words=words)
     return [replace(it, segments=own) for it, own in zip(made, segments)]
 
@@ -43,12 +46,12 @@ def with_words(
 @torch.no_grad()
 def spelt(model: Transformer, modalities: Mapping[str, Modality], requests: Sequence[Request]) -> Iterator[Tensor]:
     """For each request, what its first source's tokens say: log-probabilities ``[T, V + 1]`` on the CPU."""
-    device, middle = next(model.parameters()).device, aligned_after(len(model.blocks))
+    device, depth = next(model.parameters()).device, len(model.blocks)
     for start in range(0, len(requests), BATCH_SIZE):
         some = requests[start : start + BATCH_SIZE]
         examples = [prefix(it, modalities[it.target.modality], it.sources) for it in some]
         row = pack(examples, model.condition_ids).to(device)
-        states, _ = model.states(row, exits=(middle,))
+        (states,) = model.states(row, skips=range(aligned_after(depth), depth))
         for request, first in zip(some, row.segments.starts):
             own = states[first : first + len(request.sources[0].positions)]
             yield spelling(model, request.target.modality, own).cpu()

@@ -133,9 +133,12 @@ def share_of(shares: Share, modality: str) -> float:
 def aligned_pattern(pattern: str, modalities: Mapping[str, Modality]) -> str:
     """The pattern itself. ValueError: it names no single source, or a target without one code a token."""
     source, _, target = pattern.partition(">")
-    modality = modalities.get(target.partition(":")[0])
-    if not source or "+" in source or modality is None:
+    if not source or not target or "+" in source:
         raise ValueError(f"data.aligned: {pattern!r} is not possible: write source>target, like audio:en*>text:en")
+    name = target.partition(":")[0]
+    if name not in modalities:
+        raise ValueError(f"data.aligned: {pattern!r} is not possible: {did_you_mean(name, list(modalities))}")
+    modality = modalities[name]
     if modality.num_codebooks > 1 or modality.fixed_length:
         raise ValueError(
             f"data.aligned: {pattern!r} is not possible: {modality.name} is not a sequence of one code a token"

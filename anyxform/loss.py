@@ -146,19 +146,18 @@ def _align_loss(model: Transformer, name: str, aligned: PackedAlignments, states
     They are read by the target's head, whose end means here that nothing is said. A target that is longer than its
     source counts nothing.
     """
-    total, head = states.new_zeros((), dtype=torch.float32), model.targets[name].head
+    total, size = states.new_zeros((), dtype=torch.float32), model.targets[name].head.shape[1]
     labels = aligned.labels.split(aligned.label_lengths)
     lengths, label_lengths = torch.tensor(aligned.lengths), torch.tensor(aligned.label_lengths)
     starts = lengths.cumsum(0) - lengths
-    for some in alike(aligned.lengths, MOST_LOGITS.get(states.device.type, 2**26) // head.shape[1]):
+    for some in alike(aligned.lengths, MOST_LOGITS.get(states.device.type, 2**26) // size):
         longest = int(lengths[some].max())
         # tokens of shorter ones are read again up to the longest's: what is said there counts nothing
         places = starts[some] + torch.minimum(torch.arange(longest)[:, None], lengths[some] - 1)  # [T, B]
         index = aligned.index[places.flatten().to(states.device, non_blocking=True)]
         said = spelling(model, name, states.index_select(0, index)).unflatten(0, places.shape)
         asked = torch.cat([labels[number] for number in some])
-        nothing = head.shape[1] - 1
-        total = total + F.ctc_loss(said, asked, lengths[some], label_lengths[some], nothing, "sum", zero_infinity=True)
+        total = total + F.ctc_loss(said, asked, lengths[some], label_lengths[some], size - 1, "sum", zero_infinity=True)
     return total
 
 

@@ -256,9 +256,10 @@ class Pipeline:
 
     def check_words(self, direction: Direction) -> None:
         """ValueError: this model cannot tell when the words of a target are said."""
-        target, facts = direction.target.modality, self.facts.get("facts") or {"aligned": [f"{direction}"]}
-        learnt = {tuple(side.partition(":")[0] for side in it.split(">")) for it in facts.get("aligned", ())}
-        source = self.modalities[direction.sources[0].modality]
+        source, target = self.modalities[direction.sources[0].modality], direction.target.modality
+        facts = self.facts.get("facts")  # of a model that is from no checkpoint nothing is known
+        patterns = facts.get("aligned", ()) if facts else [f"{source.name}>{target}"]
+        learnt = {tuple(side.partition(":")[0] for side in it.split(">")) for it in patterns}
         if len(direction.sources) > 1 or (source.name, target) not in learnt or not source.token_span:
             known = ", ".join(sorted(" to ".join(pair) for pair in learnt)) or "nothing"
             raise ValueError(

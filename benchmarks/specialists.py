@@ -65,7 +65,7 @@ DEMO = {
     "translations": Task("text:en>text:fr", "text:en>text:fr", "instance", "exact", ("numbers",)),
 }
 LIMIT = 300
-OPTIONS = ("rows_per_step", "exit_every", "clip", "bf16", "exit_weight", "length_weight")
+OPTIONS = ("rows_per_step", "exit_every", "clip", "bf16", "exit_weight", "length_weight", "align_weight")
 FINAL, BATCH, PEER_LR, PEER_WARMUP = 0.02, 32, 1e-3, 100
 
 

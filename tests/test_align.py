@@ -11,8 +11,8 @@ from torch import Tensor
 
 from anyxform.align import align, spelt, timed, with_words
 from anyxform.data import source
-from anyxform.field import Field
-from anyxform.long import Job, Made, Segment
+from anyxform.field import Direction, Field
+from anyxform.long import Made, Segment
 from anyxform.loss import aligned_after, spelling
 from anyxform.modality import Piece
 from anyxform.pipeline import Pipeline
@@ -57,7 +57,7 @@ def test_words_meet_between_where_they_are_told() -> None:
     assert all(10.3 <= it.start <= it.end <= 10.4 for it in early)
 
 
-@pytest.mark.parametrize("text", ["Un tigre, là-bas!", "虎です", "one\ntwo", "a", "🐸 frog"])
+@pytest.mark.parametrize("text", ["Un tigre, là-bas!", "虎です", "one\ntwo", "a", "🐸 frog", "  two   spaces "])
 def test_words_of_texts_are_what_stands_between_spaces(text: str) -> None:
     fitted = Text(vocab_size=300)
     list(fitted.fit(["Un tigre, one two, a frog"] * 3))
@@ -145,9 +145,13 @@ def test_words_of_what_has_no_time_or_was_not_learnt_are_refused(ax: Pipeline) -
     assert ax.segments(("audio", speech(["river"])), to="text", words=True)[0].words
 
 
-def test_more_words_than_the_recording_can_hold_have_no_times() -> None:
-    text = Text()
-    job = Job(Field("text"), [Piece(None, 0.0, 1.0)], [Request((), Field("text"))], "seconds")
-    made = [Made("a", [Segment(0.0, 1.0, "a")]), Made("", [])]
-    assert with_words(toy_model(), {"text": text}, [], []) == []
-    assert with_words(toy_model(), {"text": text}, [job], [made[1]]) == [made[1]]
+def test_more_words_than_the_recording_or_the_model_can_hold_have_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = Text(vocab_size=400, max_length=20)
+    pipeline = listener(text=text)
+    monkeypatch.setattr("anyxform.align.spelt", told(text))
+    job = pipeline.job(Direction.parse("audio>text"), [speech(["river"])])  # six tokens
+    for value, words in (("river", ["river"]), ("a river", []), ("river " * 9, [])):
+        (made,) = with_words(pipeline.model, pipeline.modalities, [job], [Made(value, [Segment(0.0, 0.3, value)])])
+        assert made.value == value and [it.value for it in made.segments[0].words or ()] == words
+        assert made.segments[0].words is not None
+    assert with_words(pipeline.model, pipeline.modalities, [job], [Made("", [])]) == [Made("", [])]

@@ -327,7 +327,7 @@ def test_targets_are_aligned_with_a_source_that_is_there(datasets):
         ("text", "write source>target"),
         (">text", "write source>target"),
         ("image+sound>text", "write source>target"),
-        ("sound>txt", "write source>target"),
+        ("sound>txt", "did you mean 'text'"),
         ("text>sound", "sound is not a sequence of one code a token"),
         ("text>image", "image is not a sequence of one code a token"),
     ],

@@ -82,6 +82,12 @@ def test_what_fits_is_one_piece_and_joined_alone_it_is_itself(modality: Modality
             modality.join([value, value], [piece, piece])
 
 
+def test_words_take_all_codes_in_their_order(modality: Modality) -> None:
+    codes = modality.codes(modality.preprocess(modality.example(seeded(0))))
+    words = modality.words(codes)
+    assert words and all(count > 0 for _, count in words) and sum(count for _, count in words) == len(codes)
+
+
 def test_any_codes_can_be_decoded(modality: Modality) -> None:
     """A model may produce whatever it likes."""
     length = modality.max_length if modality.fixed_length else min(8, modality.max_length)

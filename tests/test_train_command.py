@@ -199,9 +199,11 @@ def test_datasets_without_shards_are_named(tiny: Tiny, tmp_path: Path, capsys: p
 
 def test_patterns_that_nothing_fits_are_named(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = 'data.hold_out=["audio>text:fr","image>text:de"]'
-    assert main(tiny.train(tmp_path / "run", "train.steps=1", "~modality@modality.audio", held)) == 0
+    aligned = "+data.aligned=[image>text:en,image>text:xx]"
+    assert main(tiny.train(tmp_path / "run", "train.steps=1", "~modality@modality.audio", held, aligned)) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "no training sample fits audio>text:fr, image>text:de, audio>text, text>audio of data.directions" in said
+    idle = "audio>text:fr, image>text:de, audio>text, text>audio, image>text:xx"
+    assert f"no training sample fits {idle} of data.directions" in said
 
 
 def test_single_broken_samples_are_left_out_counted_and_named(
@@ -257,6 +259,7 @@ def test_what_does_not_fit_a_run_that_is_there(
         (["train.minutes=-1"], "train.minutes=-1.0 is not possible: give 0 or more"),
         (["train.minutes=nan"], "train.minutes=nan is not possible: give 0 or more"),
         (["train.minutes=inf"], "train.minutes=inf is not possible: give 0 or more"),
+        (["train.align_weight=-1"], "train.align_weight=-1.0 is not possible: give 0 or more"),
         (["data.num_workers=-1"], "data.num_workers=-1 is not possible: give 0 or more"),
         (["train.compile=2"], "train.compile=2 is not possible: give true or false"),
         (["seed=-1"], "seed=-1 is not possible: give 0 or more"),

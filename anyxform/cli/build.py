@@ -174,11 +174,10 @@ class Data:
         return [name for name in self.config["datasets"] if name not in self.train]
 
     def idle_patterns(self, modalities: Sequence[str]) -> list[str]:
-        """Patterns to train or to hold out that no sample fits: misspelt, or for data that are left out."""
+        """Patterns of directions that no sample fits: misspelt, or for data that are left out."""
         kinds, held = self._kinds(modalities), self.config.get("hold_out") or ()
-        patterns = dict.fromkeys(held, ()) | {
-            pattern: held for pattern, weight in self.config["directions"].items() if weight
-        }
+        trained = [pattern for pattern, weight in self.config["directions"].items() if weight]
+        patterns = dict.fromkeys(held, ()) | dict.fromkeys([*trained, *listed(self.config.get("aligned"))], held)
         return [p for p, without in patterns.items() if not _directions(kinds, Directions({p: 1.0}, without))]
 
     def _kinds(self, modalities: Sequence[str]) -> set[tuple[Field, ...]]:

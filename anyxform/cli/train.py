@@ -76,6 +76,7 @@ class Run:
             ("train.steps", self.options["steps"], 1),
             ("train.minutes", self.options["minutes"], 0),
             ("train.rows_per_step", self.options["rows_per_step"], 1),
+            ("train.align_weight", self.options["align_weight"], 0),
             ("data.num_workers", config["data"]["num_workers"], 0),
         ):
             if not least <= value < math.inf:
@@ -227,7 +228,9 @@ class Run:
             if absent := self.data.absent:
                 shown.say(f"without {', '.join(absent)}: no shards to train on in {self.config['data']['root']}")
             if idle := self.data.idle_patterns(list(self.modalities)):
-                shown.say(f"no training sample fits {', '.join(idle)} of data.directions or data.hold_out")
+                shown.say(
+                    f"no training sample fits {', '.join(idle)} of data.directions, data.hold_out or data.aligned"
+                )
             validate, sample = self._validation(pad), self._probes(journal)
             self._steps(rows, interrupts, shown, journal, saver, validate, sample)
             saver.wait()

@@ -163,7 +163,8 @@ class Text(Modality):
             return [Piece(value, 0, len(value))]
         text, pieces, before = unicodedata.normalize("NFC", value), list[Piece](), 0
         for start, end in sentences.spans(text, self._longest):
-            pieces.append(Piece(text[start:end], start, end, between=text[before:start] if pieces else ""))
+            between = text[before:start] if pieces else ""
+            pieces.append(Piece(text[start:end], start, end, between=between, offset=start))
             before = end
         return pieces
 
@@ -205,7 +206,12 @@ class Text(Modality):
         """What stands between spaces, its signs included."""
         codes = codes.flatten()
         tokens = [str(self.tokenizer.id_to_token(self._ids[code])) for code in codes.tolist()]
-        starts = [n for n, token in enumerate(tokens) if n == 0 or token.startswith((SPACE, NEWLINE))]
+        blank = [not token.strip(SPACE + NEWLINE) for token in tokens]
+        starts = [
+            n
+            for n, token in enumerate(tokens)
+            if n == 0 or (token.startswith((SPACE, NEWLINE)) and not blank[n - 1] and not all(blank[n:]))
+        ]
         return [(self.from_codes(codes[a:b]).strip(), b - a) for a, b in pairwise([*starts, len(codes)])]
 
     def fit(self, values: Sequence[str], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
