@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyxform.cache import cast
 from anyxform.long import Job, Made, Segment
 from anyxform.loss import aligned_after, spelling
 from anyxform.modality import Modality, Piece
@@ -46,11 +47,12 @@ def with_words(
 @torch.no_grad()
 def spelt(model: Transformer, modalities: Mapping[str, Modality], requests: Sequence[Request]) -> Iterator[Tensor]:
     """For each request, what its first source's tokens say: log-probabilities ``[T, V + 1]`` on the CPU."""
-    device, depth = next(model.parameters()).device, len(model.blocks)
+    weight, depth = model.norm.weight, len(model.blocks)
     for start in range(0, len(requests), BATCH_SIZE):
         some = requests[start : start + BATCH_SIZE]
-        examples = [prefix(it, modalities[it.target.modality], it.sources) for it in some]
-        row = pack(examples, model.condition_ids).to(device)
+        sources = [tuple(cast(source, weight.dtype) for source in it.sources) for it in some]
+        examples = [prefix(it, modalities[it.target.modality], own) for it, own in zip(some, sources)]
+        row = pack(examples, model.condition_ids).to(weight.device)
         (states,) = model.states(row, skips=range(aligned_after(depth), depth))
         for request, first in zip(some, row.segments.starts):
             own = states[first : first + len(request.sources[0].positions)]

@@ -263,7 +263,7 @@ class Pipeline:
         if len(direction.sources) > 1 or (source.name, target) not in learnt or not source.token_span:
             known = ", ".join(sorted(" to ".join(pair) for pair in learnt)) or "nothing"
             raise ValueError(
-                f"words is not possible for {direction}: this model has learnt where words are from {known}; "
+                f"words are not possible for {direction}: this model has learnt where words are from {known}; "
                 "train it with train.align_weight=2 and its transcripts in data.aligned"
             )
 

@@ -135,7 +135,7 @@ def test_words_that_nobody_asked_for_are_not_there(ax: Pipeline) -> None:
 
 
 def test_words_of_what_has_no_time_or_was_not_learnt_are_refused(ax: Pipeline) -> None:
-    with pytest.raises(ValueError, match="words is not possible for text>text"):
+    with pytest.raises(ValueError, match="words are not possible for text>text"):
         ax.segments("river", to="text", words=True)
     for facts, known in (({}, "from nothing"), ({"aligned": ["text:a>text:b"]}, "from text to text")):
         ax.facts = {"facts": {"steps": 1, **facts}}

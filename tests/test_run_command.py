@@ -175,7 +175,7 @@ def test_a_format_by_name_for_many_inputs_or_none(run, talk: Path) -> None:
 
 def test_words_are_told_by_models_that_learnt_where_they_are(run, talk: Path, tiny: Tiny) -> None:
     written = run("talk.wav", "--to", "text:en", "-f", "json", "-o", "out.jsonl", "--words")
-    assert written[0] == 1 and "words is not possible for audio>text:en" in Path("out.jsonl").read_text()
+    assert written[0] == 1 and "words are not possible for audio>text:en" in Path("out.jsonl").read_text()
     for options in (["--words"], ["--words", "-f", "srt"]):
         code, _, err = run("talk.wav", "--to", "text:en", *options)
         assert code == 2 and "--words is not possible with " in err and "they are written with -f json" in err
@@ -185,6 +185,10 @@ def test_words_are_told_by_models_that_learnt_where_they_are(run, talk: Path, ti
     code, out, _ = run("talk.wav", "--to", "text:en", "-f", "json", "--words", checkpoint=Path("run"))
     segments = json.loads(out)["segments"]
     assert code == 0 and segments
+    for dtype in ("bf16", "int8"):
+        options = ["--to", "text:en", "-f", "json", "--words", "--dtype", dtype]
+        code, out, _ = run("talk.wav", *options, checkpoint=Path("run"))
+        assert code == 0 and len(json.loads(out)["segments"]) == len(segments)
     for it in segments:
         assert " ".join(word["word"] for word in it["words"]) in ("", " ".join(it["text"].split()))
         assert all(it["start"] <= word["start"] <= word["end"] <= it["end"] for word in it["words"])
