@@ -39,7 +39,7 @@ def with_words(
         words: tuple[Segment, ...] = ()
         with suppress(ValueError):  # written anew, a text may have more tokens than may be read
             codes = target.codes(target.preprocess(segment.value)).flatten()
-            words = timed(target.words(codes), align(log_p, codes), jobs[n].pieces[place], step)
+            words = timed(target.words_of(codes), align(log_p, codes), jobs[n].pieces[place], step)
         segments[n][place] = replace(segment, words=words)
     return [replace(it, segments=own) for it, own in zip(made, segments)]
 

@@ -181,7 +181,7 @@ class Modality(ABC):
             raise ValueError(f"{len(values)} values of {self.name} cannot be joined: give something shorter")
         return values[0]
 
-    def words(self, codes: Tensor) -> list[tuple[Any, int]]:
+    def words_of(self, codes: Tensor) -> list[tuple[Any, int]]:
         """The parts of a value that may be found in a source by themselves, in order, and how many codes ``[T]`` each
         takes. By default the value is one."""
         return [(self.from_codes(codes), len(codes))]

@@ -63,14 +63,14 @@ def test_words_of_texts_are_what_stands_between_spaces(text: str) -> None:
     list(fitted.fit(["Un tigre, one two, a frog"] * 3))
     for modality in (Text(), fitted):
         codes = modality.codes(modality.preprocess(text))
-        words = modality.words(codes)
+        words = modality.words_of(codes)
         assert [word for word, _ in words] == text.split() and sum(count for _, count in words) == len(codes)
 
 
 def test_a_value_that_is_not_divided_is_its_only_word() -> None:
     image = toys()["image"]
     codes = image.codes(image.preprocess(image.example(torch.Generator().manual_seed(0))))
-    assert image.words(codes) == [(image.from_codes(codes), len(codes))]
+    assert image.words_of(codes) == [(image.from_codes(codes), len(codes))]
 
 
 def test_sources_are_read_where_they_were_trained() -> None:

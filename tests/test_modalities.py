@@ -84,7 +84,7 @@ def test_what_fits_is_one_piece_and_joined_alone_it_is_itself(modality: Modality
 
 def test_words_take_all_codes_in_their_order(modality: Modality) -> None:
     codes = modality.codes(modality.preprocess(modality.example(seeded(0))))
-    words = modality.words(codes)
+    words = modality.words_of(codes)
     assert words and all(count > 0 for _, count in words) and sum(count for _, count in words) == len(codes)
 
 

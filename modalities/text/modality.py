@@ -202,7 +202,7 @@ class Text(Modality):
             text += between + value if text and value else value
         return text
 
-    def words(self, codes: Tensor) -> list[tuple[str, int]]:
+    def words_of(self, codes: Tensor) -> list[tuple[str, int]]:
         """What stands between spaces, its signs included."""
         codes = codes.flatten()
         tokens = [str(self.tokenizer.id_to_token(self._ids[code])) for code in codes.tolist()]
