@@ -184,6 +184,20 @@ def test_each_part_of_a_suite_has_a_report_of_its_own(
     assert "untrained, split instance" in capsys.readouterr().out
 
 
+def test_a_part_on_data_that_are_not_there_is_left_out(
+    tiny: Tiny, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not all of the starter's datasets are in the repository."""
+    elsewhere = "+data.datasets.far={shards: 'far/{split}-*.tar'}"
+    arguments = ("suite=tiny", elsewhere, f"out={tmp_path}", "baselines=false")
+    assert main(tiny.evaluate(run_dir, "+suite.captions.datasets=[far]", *arguments)) == 0
+    assert "without captions: no shards of far in" in capsys.readouterr().err
+    assert (tmp_path / "untrained").is_dir() and not (tmp_path / "captions").exists()
+    both = ("+suite.captions.datasets=[far]", "+suite.untrained.datasets=[far]")
+    assert main(tiny.evaluate(run_dir, *both, *arguments)) == 2
+    assert "no dataset has shards of the split" in capsys.readouterr().err
+
+
 def test_by_way_of_another_field_is_two_steps_of_the_same_model(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
     """By way of itself: what came out first is translated once more, and scored like any other answer."""
     arguments = ("directions=[audio>text:fr]", "via=text:en", "baselines=false", "limit=4", f"out={tmp_path}")

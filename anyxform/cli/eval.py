@@ -13,7 +13,7 @@ from anyxform.assess import assess, training_set
 from anyxform.checkpoint import write_json
 from anyxform.cli.build import listed, prepared, typed
 from anyxform.cli.conf import compose
-from anyxform.dataset import Dataset, open_datasets
+from anyxform.dataset import Dataset, open_datasets, shards_of
 from anyxform.evaluate import MODEL, Report, Row
 from anyxform.field import Direction, did_you_mean, matches
 from anyxform.heatmap import draw_heatmap
@@ -35,8 +35,8 @@ def main(arguments: list[str]) -> int:
     named, overrides = _split(arguments)
     config = typed(compose("eval", prepared(suited(named, overrides))), compose("eval", []))
     config["checkpoint"] = named or config["checkpoint"]
-    parts = _parts(config)
     say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
+    parts = _there(_parts(config), say)
     pipeline = load(config["checkpoint"], device=config["device"], dtype=config["dtype"])
     chosen = {name: select(pipeline, part) for name, part in parts.items()}
     for reason, count in sum((it.refused for it in chosen.values()), Counter[str]()).most_common(3):
@@ -90,6 +90,22 @@ def _parts(config: Config) -> dict[str, Config]:
     return {name: {**config, **own} for name, own in suite.items()}
 
 
+def _there(parts: dict[str, Config], say: Say) -> dict[str, Config]:
+    """A suite without its parts on datasets that are not on this machine; all parts, if none would be left."""
+    absent = {name: part for name, part in parts.items() if name and listed(part["datasets"]) and not _shards(part)}
+    if len(absent) == len(parts):
+        return parts  # whose first says what is missing
+    for name, part in absent.items():
+        say(f"without {name}: no shards of {', '.join(listed(part['datasets']))} in {part['data']['root']}")
+    return {name: part for name, part in parts.items() if name not in absent}
+
+
+def _shards(config: Config) -> list[str]:
+    """Those of the datasets to judge on."""
+    data, split = config["data"], config["split"]
+    return [it for own in _wanted(config).values() for it in shards_of(own, data["root"], split)]
+
+
 def _write(report: Report, out: Path, config: Config, say: Say) -> None:
     """A part's report.json and heatmap.png, and its tables on the screen."""
     out.mkdir(parents=True, exist_ok=True)
@@ -117,14 +133,18 @@ def _open(pipeline: Pipeline, config: Config, split: str) -> dict[str, Dataset]:
     return open_datasets(config["data"]["datasets"], pipeline.modalities, root=config["data"]["root"], split=split)
 
 
-def _judged(pipeline: Pipeline, config: Config) -> dict[str, Dataset]:
-    """The datasets of the split to judge on."""
+def _wanted(config: Config) -> dict[str, Config]:
+    """The configs of the datasets to judge on."""
     known, wanted = config["data"]["datasets"], listed(config["datasets"])
     for name in wanted:
         if name not in known:
             raise ValueError(f"datasets: the data have no {name!r}: {did_you_mean(name, list(known))}")
-    own = {name: known[name] for name in wanted or known}
-    return _open(pipeline, {**config, "data": {**config["data"], "datasets": own}}, config["split"])
+    return {name: known[name] for name in wanted or known}
+
+
+def _judged(pipeline: Pipeline, config: Config) -> dict[str, Dataset]:
+    """The datasets of the split to judge on."""
+    return _open(pipeline, {**config, "data": {**config["data"], "datasets": _wanted(config)}}, config["split"])
 
 
 def _nothing(pipeline: Pipeline, config: Config, chosen: Selection) -> str:
