@@ -1,29 +1,23 @@
 """When each word of a transcript is said: the likeliest way in which the source's own tokens spell it.
 
-For models that were trained with `train.align_weight`: after some of their blocks the source's tokens are read by the
-target's head, whose end means that nothing is said (see `anyxform.loss`). Letters: T source tokens, L and V codes.
+For models that were trained with `train.align_weight` (`anyxform.spelling`). Letters: T source tokens, L codes of V.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from anyxform.cache import cast
 from anyxform.long import Job, Made, Segment
-from anyxform.loss import aligned_after, spelling
 from anyxform.modality import Modality, Piece
 from anyxform.model import Transformer
-from anyxform.request import Request, prefix
-from anyxform.sequence import pack
+from anyxform.spelling import spelt
 
 Span = tuple[int, int]
 """Source tokens from, and up to but without."""
-BATCH_SIZE = 16
 
 
 def with_words(
@@ -42,21 +36,6 @@ def with_words(
             words = timed(target.words_of(codes), align(log_p, codes), jobs[n].pieces[place], step)
         segments[n][place] = replace(segment, words=words)
     return [replace(it, segments=own) for it, own in zip(made, segments)]
-
-
-@torch.no_grad()
-def spelt(model: Transformer, modalities: Mapping[str, Modality], requests: Sequence[Request]) -> Iterator[Tensor]:
-    """For each request, what its first source's tokens say: log-probabilities ``[T, V + 1]`` on the CPU."""
-    weight, depth = model.norm.weight, len(model.blocks)
-    for start in range(0, len(requests), BATCH_SIZE):
-        some = requests[start : start + BATCH_SIZE]
-        sources = [tuple(cast(source, weight.dtype) for source in it.sources) for it in some]
-        examples = [prefix(it, modalities[it.target.modality], own) for it, own in zip(some, sources)]
-        row = pack(examples, model.condition_ids).to(weight.device)
-        (states,) = model.states(row, skips=range(aligned_after(depth), depth))
-        for request, first in zip(some, row.segments.starts):
-            own = states[first : first + len(request.sources[0].positions)]
-            yield spelling(model, request.target.modality, own).cpu()
 
 
 def align(log_p: Tensor, codes: Tensor) -> list[Span]:

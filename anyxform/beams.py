@@ -10,6 +10,7 @@ from torch import Tensor
 from anyxform.cache import KVCache, advance
 from anyxform.model import Transformer
 from anyxform.sampling import Sampling, permitted
+from anyxform.spelling import Prefixes
 
 
 def search(
@@ -21,44 +22,50 @@ def search(
     end: int,
     never_ends: Callable[[int], bool],
     options: Sampling,
+    spelt: Prefixes | None = None,
 ) -> tuple[Tensor, float]:
     """The sequence of the best log-probability / length ** `options.length_penalty`, as codes ``[T, 1]``.
 
     With its log-probability, undivided; the end, where there is one, counts in both. A sequence counts as finished
     where it ends, or where there is no room left. `head` is the target side of the model, `cache` one request's prefix
-    with as many free slots as `offsets` ``[T, 3]`` has rows.
+    with as many free slots as `offsets` ``[T, 3]`` has rows. `spelt`: what the source's tokens spell, which then counts
+    in what is best.
     """
     beams, longest, device = options.num_beams, len(offsets), cache.first.device
     cache = cache.rows(torch.zeros(beams, dtype=torch.long, device=device))
     ids = torch.zeros(1, 0, dtype=torch.long, device=device)
-    scores = torch.zeros(1, device=device)
+    scores = torch.zeros(1, device=device)  # the model's own
     states = cache.marker[:1]
     finished: list[tuple[float, float, Tensor]] = []  # normalised score, log-probability, ids
 
-    def finish(score: float, sequence: Tensor, length: int) -> None:
-        finished.append((score / length**options.length_penalty, score, sequence))
+    def finish(score: float, own: float, sequence: Tensor, length: int) -> None:
+        finished.append((score / length**options.length_penalty, own, sequence))
 
     for place in range(longest):
         logits = permitted(head.logits(states), ids[..., None], options.no_repeat, never_ends(place))[:, 0]
-        total = (scores[:, None] + logits.log_softmax(dim=-1)).flatten()
-        best, flat = total.topk(min(2 * beams, len(total)))  # at most half of them end, so that enough go on
-        parents, chosen = flat // (end + 1), flat % (end + 1)
-        for score, parent, code in zip(best[:beams].tolist(), parents.tolist(), chosen.tolist()):
+        own = scores[:, None] + logits.log_softmax(dim=-1)
+        total = own if spelt is None else spelt.scores(own.cpu(), 2 * beams).to(device)
+        best, flat = total.flatten().topk(min(2 * beams, total.numel()))  # at most half end, so that enough go on
+        own, parents, chosen = own.flatten()[flat], flat // (end + 1), flat % (end + 1)
+        firsts = zip(best[:beams].tolist(), own.tolist(), parents.tolist(), chosen.tolist())
+        for score, its_own, parent, code in firsts:
             if code == end and score > -math.inf:
-                finish(score, ids[parent], place + 1)
+                finish(score, its_own, ids[parent], place + 1)
         alive = ((chosen != end) & (best > -math.inf)).nonzero().flatten()[:beams]
         ids = torch.cat([ids[parents[alive]], chosen[alive, None]], dim=1)
-        scores = best[alive]
-        if _settled(finished, scores, longest, options):
-            break
+        best, scores = best[alive], own[alive]
+        if not len(alive) or _settled(finished, best, longest, options):
+            break  # none is alive where a source has too few tokens to spell more
+        if spelt is not None:
+            spelt.go_on(parents[alive].cpu(), chosen[alive].cpu())
         if place + 1 < longest:
             cache.reorder(parents[alive], place)
             sees = torch.ones(len(alive), 1, place + 1, dtype=torch.bool, device=device)
             x = head.embed(ids[:, -1:, None])
             states = advance(model, cache.first_rows(len(x)), x, offsets[place : place + 1], place, sees)[:, 0]
     else:  # no room for an end
-        for sequence, score in zip(ids, scores.tolist()):
-            finish(score, sequence, longest)
+        for sequence, score, its_own in zip(ids, best.tolist(), scores.tolist()):
+            finish(score, its_own, sequence, longest)
     _, score, sequence = max(finished, key=lambda it: it[0])
     return sequence[:, None], score
 

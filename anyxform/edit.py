@@ -65,7 +65,7 @@ def edit(pipeline: "Pipeline", name: str, value: Any, round: Round) -> list[Cand
     target = pipeline.field(round.to or name)
     if target.modality != name:
         raise ValueError(f"what is edited is {name}, and stays it: to={round.to} is not possible")
-    options = pipeline.learnt(round.options, [name])
+    options = round.options
     if options.refine or options.length is not None:
         raise ValueError(f"refine and length are of whole answers: leave them out to make a part of {name} anew")
     value, mask = _marked(modality, value, round)
@@ -75,6 +75,7 @@ def edit(pipeline: "Pipeline", name: str, value: Any, round: Round) -> list[Cand
         codes, keep = modality.divided(value, mask)
     known, first = codes.reshape(len(codes), -1), modality.first_codes(value, mask)
     request = replace(pipeline.request(direction, sources), known=known, keep=keep, first=first)
+    options = pipeline.learnt(options, [request])
     if not modality.elastic or (options.decoding or modality.decoding) == "masked":
         options = replace(options, length=len(keep))
         (found,) = draw(pipeline.model, pipeline.modalities, [request], round.n, options)

@@ -4,7 +4,7 @@ Letters: B requests of a group, P tokens of a prefix, T target tokens, K codeboo
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from anyxform.request import Generated, Request, check, prefix
 from anyxform.sampling import Sampling, draw, log_probability, permitted, uniforms
 from anyxform.sequence import Example, to_axes
 from anyxform.speculative import draft_blocks, speculate
+from anyxform.spelling import Prefixes, likeliest, spelt
 from anyxform.stream import Stream, Task
 
 _Read = Callable[[Tensor, Tensor], Tensor]
@@ -68,7 +69,7 @@ def generate(
 def continuous(modality: Modality, options: Sampling) -> bool:
     """Whether requests begin and end one by one: left to right, all blocks for each token, and without beams."""
     left_to_right = (options.decoding or modality.decoding) == "autoregressive"
-    return left_to_right and options.num_beams == 1 and not options.alone
+    return left_to_right and not options.searches and not options.alone
 
 
 class _Group:
@@ -108,7 +109,10 @@ class _Group:
             return self._masked()
         if self.options.alone:
             return [self._alone()]
-        return self._beams() if self.options.num_beams > 1 else self._left_to_right(batch_size)
+        if self.options.align_weight == 1:
+            most = self.modality.max_length
+            return [Generated(codes[:most, None], log_p) for codes, log_p in map(likeliest, self._spelt())]
+        return self._beams() if self.options.searches else self._left_to_right(batch_size)
 
     # What both ways share
 
@@ -283,8 +287,9 @@ class _Group:
     def _beams(self) -> list[Generated]:
         longest = self._longest()
         cache, offsets = self._prefill(longest), self._offsets(longest)
-        answers = []
-        for number in range(len(self.requests)):
+        weight, answers = self.options.align_weight, []
+        spelt = [Prefixes(it, weight) for it in self._spelt()] if weight else [None] * len(self.requests)
+        for number, own in enumerate(spelt):
             codes, score = search(
                 self.model,
                 self.head,
@@ -293,9 +298,13 @@ class _Group:
                 end=self.modality.vocab_size,
                 never_ends=self._never_ends,
                 options=self.options,
+                spelt=own,
             )
             answers.append(Generated(codes.cpu(), score))
         return answers
+
+    def _spelt(self) -> Iterator[Tensor]:
+        return spelt(self.model, {self.modality.name: self.modality}, self.requests)
 
     # Masked refinement
 

@@ -128,7 +128,7 @@ def _without_loops(
     for temperature in TEMPERATURES:
         if not looping or temperature <= (options.temperature or 0):
             continue
-        warmer = replace(options, temperature=temperature, num_beams=1)
+        warmer = options.without_search(temperature)
         again = generate_refined(model, modalities, [requests[n] for n in looping], warmer, batch_size=batch_size)
         for number, answer in zip(list(looping), again):
             if not loop(answer.codes, most[number]) and answer.logprob >= LEAST_LOGPROB * (len(answer.codes) + 1):

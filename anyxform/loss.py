@@ -1,6 +1,5 @@
 """From a model and a batch to losses: cross-entropy per modality, z-loss, length of masked targets, early exits."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from anyxform.model import Target, Transformer
 from anyxform.sequence import Batch, PackedAlignments, PackedTargets
+from anyxform.spelling import aligned_after, spelling
 
 Z_LOSS = 1e-4
 """Keeps the logarithm of the softmax' denominator near 0 (arXiv 2202.08906)."""
@@ -135,11 +135,6 @@ def _length_loss(model: Transformer, name: str, target: PackedTargets, states: T
     return F.cross_entropy(logits.float(), target.length_labels, reduction="sum")
 
 
-def aligned_after(depth: int) -> int:
-    """After how many blocks sources are read for `_align_loss`: those behind them can look at what was found there."""
-    return max(1, round(2 * depth / 3))
-
-
 def _align_loss(model: Transformer, name: str, aligned: PackedAlignments, states: Tensor) -> Tensor:
     """Connectionist temporal classification (Graves et al. 2006): the sources' own tokens must spell the target.
 
@@ -170,15 +165,3 @@ def alike(lengths: Sequence[int], most: int) -> list[list[int]]:
         else:
             groups.append([number])
     return groups
-
-
-def spelling(model: Transformer, name: str, states: Tensor) -> Tensor:
-    """Log-probabilities ``[n, V + 1]`` of what source tokens of these states say, the last that they say nothing.
-
-    That is what most of them must say: so in a model that knows nothing it is as likely as all codes together. Else
-    to learn it costs the head, which it shares with the target, more than everything else.
-    """
-    logits = model.targets[name].logits(states)[:, 0]
-    more = logits.new_zeros(logits.shape[1])
-    more[-1] = math.log(logits.shape[1] - 1)
-    return (logits + more).log_softmax(dim=-1)

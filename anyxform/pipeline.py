@@ -4,7 +4,7 @@ Everything that is given, files, strings and values in memory, goes through the 
 it, ask the model, turn codes into a value.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,17 @@ class Pipeline:
         """
         return self.ranked(*self._asked(given, to, via, sampling_of(options).seed), n=n, rank=rank, **options)[0]
 
-    def learnt(self, options: Sampling, targets: Iterable[str]) -> Sampling:
+    def learnt(self, options: Sampling, requests: Sequence[Request]) -> Sampling:
         """The options, if this model has learnt the ways of decoding that they ask for; else a ValueError."""
         facts = self.facts.get("facts")
         if not facts:  # of a model that is from no checkpoint nothing is known
             return options
-        for name in sorted(targets):
+        if options.align_weight:
+            for source, target in sorted(
+                {(it.sources[0].modality, it.target.modality) for it in requests if it.sources}
+            ):
+                self._check_spelt(source, target, f"align_weight={options.align_weight:g} is not possible")
+        for name in sorted({request.target.modality for request in requests}):
             if share_of(facts.get("other_decoding") or 0.0, name):
                 continue
             own = self.modalities[name].decoding
@@ -126,6 +131,26 @@ class Pipeline:
                     f"data.other_decoding={{{name}: 0.2}}, say"
                 )
         return options
+
+    def check_words(self, direction: Direction) -> None:
+        """ValueError: this model cannot tell when the words of a target are said."""
+        source, what = self.modalities[direction.sources[0].modality], f"words are not possible for {direction}"
+        if len(direction.sources) > 1 or not source.token_span:
+            raise ValueError(f"{what}: they are of one recording, or something else that has time")
+        self._check_spelt(source.name, direction.target.modality, what)
+
+    def _check_spelt(self, source: str, target: str, what: str) -> None:
+        """ValueError: tokens of `source` spell no `target`; of a model from no checkpoint nothing is known."""
+        facts = self.facts.get("facts")
+        if not facts:
+            return
+        learnt = {tuple(side.partition(":")[0] for side in it.split(">")) for it in facts.get("aligned", ())}
+        if (source, target) not in learnt:
+            known = ", ".join(sorted(" to ".join(pair) for pair in learnt)) or "nothing"
+            raise ValueError(
+                f"{what}: this model has learnt where words are from {known}; "
+                "train it with train.align_weight=2 and its transcripts in data.aligned"
+            )
 
     def route(self, direction: Direction, via: str | None) -> Field | None:
         """The field by way of which to go; None: directly. ValueError: `via` is unknown, or ``auto`` and no table."""
@@ -250,26 +275,13 @@ class Pipeline:
 
     def perform(self, jobs: Sequence[Job], *, batch_size: int = 64, words: bool = False, **options: Any) -> list[Made]:
         """What is made of each job; pieces of all are batched. `options` as for `respond`, seeds those of the jobs."""
-        chosen = self.learnt(sampling_of(options), {job.target.modality for job in jobs})
+        chosen = self.learnt(sampling_of(options), [request for job in jobs for request in job.requests])
         made = perform(self.model, self.modalities, jobs, chosen, batch_size)
         return with_words(self.model, self.modalities, jobs, made) if words else made
 
-    def check_words(self, direction: Direction) -> None:
-        """ValueError: this model cannot tell when the words of a target are said."""
-        source, target = self.modalities[direction.sources[0].modality], direction.target.modality
-        facts = self.facts.get("facts")  # of a model that is from no checkpoint nothing is known
-        patterns = facts.get("aligned", ()) if facts else [f"{source.name}>{target}"]
-        learnt = {tuple(side.partition(":")[0] for side in it.split(">")) for it in patterns}
-        if len(direction.sources) > 1 or (source.name, target) not in learnt or not source.token_span:
-            known = ", ".join(sorted(" to ".join(pair) for pair in learnt)) or "nothing"
-            raise ValueError(
-                f"words are not possible for {direction}: this model has learnt where words are from {known}; "
-                "train it with train.align_weight=2 and its transcripts in data.aligned"
-            )
-
     def respond(self, requests: Sequence[Request], *, batch_size: int = 64, **options: Any) -> list[Any]:
         """One value for each request, in batches of mixed directions; each has the next seed."""
-        chosen = self.learnt(sampling_of(options), {request.target.modality for request in requests})
+        chosen = self.learnt(sampling_of(options), requests)
         answers = generate_refined(self.model, self.modalities, requests, chosen, batch_size=batch_size)
         return [
             self.modalities[request.target.modality].from_codes(answer.codes)
@@ -292,7 +304,7 @@ class Pipeline:
         `requests` are those of the directions and sources, if they have seeds of their own.
         """
         requests = requests or [self.request(*pair) for pair in zip(directions, sources, strict=True)]
-        chosen = self.learnt(sampling_of(options), {request.target.modality for request in requests})
+        chosen = self.learnt(sampling_of(options), requests)
         found = draw(self.model, self.modalities, requests, n, chosen, batch_size=batch_size)
         questions = [
             Answered(

@@ -45,9 +45,7 @@ def generate_refined(
     if not options.refine or not chosen:
         return answers
     asked, kept = [requests[number] for number in chosen], [answers[number] for number in chosen]
-    redone = replace(
-        options, decoding="masked", length=None, num_beams=1, temperature=options.temperature or 0.0, draft=0
-    )
+    redone = replace(options.without_search(options.temperature or 0.0), decoding="masked", length=None, draft=0)
     scores = likelihoods(model, modalities, asked, [it.codes for it in kept], decoding="autoregressive")
     for round in range(options.refine):
         share = SHARE * (1 - round / options.refine)

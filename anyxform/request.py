@@ -58,13 +58,15 @@ def check(
     requests: Sequence[Request], modality: Modality, options: Sampling, decoding: Decoding, *, depth: int
 ) -> None:
     """ValueError: an option that this target modality, decoded so by a model of `depth` blocks, cannot serve."""
-    name, beams = modality.name, options.num_beams
+    name = modality.name
     if options.length is not None:
         _check_length(modality, options.length, f"length={options.length}")
-    if beams > 1 and (decoding == "masked" or modality.num_codebooks > 1):
-        raise ValueError(f"num_beams={beams} is not possible: {name} is not decoded one code at a time")
-    if beams > 1 and any(request.known is not None for request in requests):
-        raise ValueError(f"num_beams={beams} is not possible where a part of {name} is kept")
+    if options.searches and (decoding == "masked" or modality.num_codebooks > 1):
+        raise ValueError(f"{options.searches} is not possible: {name} is not decoded one code at a time")
+    if options.searches and any(request.known is not None for request in requests):
+        raise ValueError(f"{options.searches} is not possible where a part of {name} is kept")
+    if options.align_weight and not all(request.sources for request in requests):
+        raise ValueError(f"align_weight={options.align_weight:g} is not possible without a source, which spells {name}")
     if options.draft and decoding == "masked":
         raise ValueError(f"draft={options.draft} is not possible: {name} is not decoded from left to right")
     if options.draft and (drafting := draft_blocks(options, depth)) >= depth:

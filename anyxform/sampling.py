@@ -32,6 +32,8 @@ class Sampling:
         no_repeat: left to right, no run of so many codes comes twice; 0: anything may.
         num_beams: left to right, search for the likeliest sequence with so many beams.
         length_penalty: of beams, whose log-probability is divided by their length to this power.
+        align_weight: left to right, of beams, how much of their score is what the source's own tokens spell, for models
+            that were trained with `train.align_weight` (joint decoding, Watanabe et al. 2017); 1: that alone, at once.
         steps: of masked refinement.
         choice_temperature: masked, noise in which codes are kept, falling to 0 with the steps (arXiv 2202.04200).
         guidance: how far to go from the logits without sources to those with them; 1: no further (arXiv 2207.12598).
@@ -54,6 +56,7 @@ class Sampling:
     no_repeat: int = 0
     num_beams: int = 1
     length_penalty: float = 1.0
+    align_weight: float = 0.0
     steps: int = 12
     choice_temperature: float = 0.5
     guidance: float | None = None
@@ -73,6 +76,7 @@ class Sampling:
             "no_repeat": (self.no_repeat >= 0, "0 (off) or more"),
             "num_beams": (self.num_beams >= 1, "1 or more"),
             "length_penalty": (0 <= self.length_penalty < math.inf, "0 or more"),
+            "align_weight": (0 <= self.align_weight <= 1, "a number from 0 to 1 (the source's spelling alone)"),
             "steps": (self.steps >= 1, "1 or more"),
             "choice_temperature": (0 <= self.choice_temperature < math.inf, "0 or more"),
             "guidance": (self.guidance is None or 0 <= self.guidance < math.inf, "0 or more (1 is none)"),
@@ -87,20 +91,31 @@ class Sampling:
         for name, (fine, rule) in allowed.items():
             if not fine:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not possible: give {rule}")
-        if self.num_beams > 1 and (self.temperature or self.guidance not in (None, 1) or self.decoding == "masked"):
+        if self.searches and (self.temperature or self.guidance not in (None, 1) or self.decoding == "masked"):
             raise ValueError(
-                f"num_beams={self.num_beams} searches left to right for the likeliest: "
+                f"{self.searches} searches left to right for the likeliest: "
                 "it goes with no temperature, guidance or masked decoding"
             )
         if self.draft and self.decoding == "masked":
             raise ValueError(f"draft={self.draft} is not possible: masked decoding goes not from left to right")
-        if self.num_beams > 1 and self.alone:
+        if self.searches and self.alone:
             what = f"draft={self.draft}" if self.draft else f"effort={self.effort}"
-            raise ValueError(f"num_beams={self.num_beams} goes with no {what}: every beam takes all layers")
+            raise ValueError(f"{self.searches} goes with no {what}: every beam takes all layers")
+        if self.align_weight and self.length is not None:
+            raise ValueError(
+                f"align_weight={self.align_weight:g} goes with no length={self.length}: the source says how long it is"
+            )
         if self.draft and self.effort < 1:
             raise ValueError(
                 f"draft={self.draft} goes with no effort={self.effort}: what is drafted is verified by all layers"
             )
+
+    @property
+    def searches(self) -> str:
+        """The option that asks for a search with beams, as it was given; empty: none does."""
+        if self.num_beams > 1:
+            return f"num_beams={self.num_beams}"
+        return f"align_weight={self.align_weight:g}" if self.align_weight else ""
 
     @property
     def alone(self) -> bool:
@@ -114,7 +129,11 @@ class Sampling:
         """These options with chance in them, for answers beside the first; `DRAWN` where there is none by default."""
         if self.temperature is not None or TEMPERATURE[decoding]:
             return self
-        return replace(self, num_beams=1, temperature=DRAWN)
+        return self.without_search(DRAWN)
+
+    def without_search(self, temperature: float) -> "Sampling":
+        """These options, left to right at this temperature."""
+        return replace(self, num_beams=1, align_weight=0.0, temperature=temperature)
 
     def guidance_for(self, decoding: Decoding) -> float:
         return GUIDANCE[decoding] if self.guidance is None else self.guidance

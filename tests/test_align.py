@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from anyxform.align import align, spelt, timed, with_words
+from anyxform.align import align, timed, with_words
 from anyxform.data import source
 from anyxform.field import Direction, Field
 from anyxform.long import Made, Segment
-from anyxform.loss import aligned_after, spelling
 from anyxform.modality import Piece
 from anyxform.pipeline import Pipeline
 from anyxform.request import Request, prefix
 from anyxform.sequence import pack
+from anyxform.spelling import aligned_after, spelling, spelt
 from modalities.text import Text
 from tests.long_speech import SECONDS, WORDS, Oracle, heard, listener, speech
 from tests.test_long import random_gaps, words_of

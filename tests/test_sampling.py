@@ -108,7 +108,9 @@ def test_a_request_draws_the_same_numbers_in_any_batch():
         {"choice_temperature": -1}, {"guidance": -1}, {"decoding": "diffusion"}, {"num_beams": 2, "temperature": 1.0},
         {"num_beams": 2, "guidance": 3.0}, {"num_beams": 2, "decoding": "masked"}, {"draft": -1}, {"draft_layers": 0},
         {"effort": -0.1}, {"effort": 1.1}, {"effort": math.nan}, {"draft": 2, "decoding": "masked"},
-        {"draft": 2, "effort": 0.5}, {"num_beams": 2, "draft": 2}, {"num_beams": 2, "effort": 0.5},
+        {"draft": 2, "effort": 0.5}, {"align_weight": 1.1}, {"align_weight": 0.5, "temperature": 1.0},
+        {"align_weight": 0.5, "length": 3}, {"align_weight": 1, "effort": 0.5},
+        {"num_beams": 2, "draft": 2}, {"num_beams": 2, "effort": 0.5},
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused_by_name(option):

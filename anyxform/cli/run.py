@@ -99,6 +99,10 @@ def add_generation(it: Parser) -> None:
     generation.add_argument("--no-repeat", type=int, metavar="N", help="no run of N tokens comes twice")
     generation.add_argument("--beams", dest="num_beams", type=int)
     generation.add_argument("--length-penalty", type=float, help="of beams")
+    generation.add_argument(
+        "--align-weight", type=float, metavar="0…1",
+        help="of transcripts: how much the recording's own spelling counts beside the text (1: alone, the fastest)",
+    )  # fmt: skip
     generation.add_argument("--steps", type=int, help="of masked refinement")
     generation.add_argument("--choice-temperature", type=float, help="of masked refinement")
     generation.add_argument("--guidance", type=float, help="1 is none")
