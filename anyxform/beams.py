@@ -32,6 +32,7 @@ def search(
     in what is best.
     """
     beams, longest, device = options.num_beams, len(offsets), cache.first.device
+    most = longest if spelt is None else min(longest, spelt.most + 1)  # choices, the end included
     cache = cache.rows(torch.zeros(beams, dtype=torch.long, device=device))
     ids = torch.zeros(1, 0, dtype=torch.long, device=device)
     scores = torch.zeros(1, device=device)  # the model's own
@@ -54,7 +55,7 @@ def search(
         alive = ((chosen != end) & (best > -math.inf)).nonzero().flatten()[:beams]
         ids = torch.cat([ids[parents[alive]], chosen[alive, None]], dim=1)
         best, scores = best[alive], own[alive]
-        if not len(alive) or _settled(finished, best, longest, options):
+        if not len(alive) or _settled(finished, best, most, options):
             break  # none is alive where a source has too few tokens to spell more
         if spelt is not None:
             spelt.go_on(parents[alive].cpu(), chosen[alive].cpu())
@@ -70,10 +71,10 @@ def search(
     return sequence[:, None], score
 
 
-def _settled(finished: list[tuple[float, float, Tensor]], scores: Tensor, longest: int, options: Sampling) -> bool:
+def _settled(finished: list[tuple[float, float, Tensor]], scores: Tensor, most: int, options: Sampling) -> bool:
     """Whether no live beam can still become better than the best that is finished.
 
-    A log-probability only falls; divided by a greater length it may rise, at most to that of the longest.
+    A log-probability only falls; divided by a greater length it may rise, at most to that of the `most` choices.
     """
     best = max((it[0] for it in finished), default=-math.inf)
-    return best >= float(scores.max()) / longest**options.length_penalty
+    return best >= float(scores.max()) / most**options.length_penalty

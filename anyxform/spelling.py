@@ -77,13 +77,18 @@ class Prefixes:
         self.spoken = torch.full_like(self.silent, -math.inf)
         self.last = torch.full((1,), -1)
 
-    def scores(self, own: Tensor, most: int) -> Tensor:
+    @property
+    def most(self) -> int:
+        """How many codes can be spelt: one a token."""
+        return self.log_p.shape[1]
+
+    def scores(self, own: Tensor, count: int) -> Tensor:
         """Mixed log-probabilities ``[R, V + 1]`` of going on by each code, or to the end, from the model's own.
 
-        Minus infinity for codes that are neither among its `most` likeliest nor heard anywhere.
+        Minus infinity for codes that are neither among its `count` likeliest nor heard anywhere.
         """
         codes = own[:, :-1]
-        tried = self.tried.expand(codes.shape).scatter(1, codes.topk(min(most, codes.shape[1])).indices, True)
+        tried = self.tried.expand(codes.shape).scatter(1, codes.topk(min(count, codes.shape[1])).indices, True)
         tried &= codes > -math.inf
         parents, chosen = tried.nonzero(as_tuple=True)
         mixed = torch.full_like(own, -math.inf)

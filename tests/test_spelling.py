@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from anyxform import beams
 from anyxform.field import Field
 from anyxform.generate import generate
 from anyxform.request import Request
@@ -95,6 +96,14 @@ def test_enough_beams_find_the_best_of_all_by_both(weight, length_penalty):
         assert log_p == pytest.approx(every_sequence(model, request)[codes][0], abs=1e-4)
         differs += codes != found(model, request, num_beams=ENOUGH, length_penalty=length_penalty)[0]
     assert differs > 0
+
+
+def test_stopping_early_changes_nothing(monkeypatch):
+    """No sequence is longer than its source."""
+    options = {"align_weight": 0.5, "num_beams": 2}
+    early = [found(tiny_model(seed), tiny_request(seed), **options) for seed in SEEDS]
+    monkeypatch.setattr(beams, "_settled", lambda *_: False)
+    assert [found(tiny_model(seed), tiny_request(seed), **options) for seed in SEEDS] == early
 
 
 def test_one_beam_may_be_too_long_for_its_source():
