@@ -189,8 +189,8 @@ def test_words_are_told_by_models_that_learnt_where_they_are(run, talk: Path, ti
         options = ["--to", "text:en", "-f", "json", "--words", "--dtype", dtype]
         code, out, _ = run("talk.wav", *options, checkpoint=Path("run"))
         assert code == 0 and len(json.loads(out)["segments"]) == len(segments)
-    for weight in ("0.5", "1"):
-        spelt = ["--to", "text:en", "--align-weight", weight]
+    for weight, dtype in (("0.5", "bf16"), ("1", "int8"), ("0.5", "fp32")):
+        spelt = ["--to", "text:en", "--align-weight", weight, "--dtype", dtype]
         assert run("talk.wav", *spelt, checkpoint=Path("run"))[0] == 0
         code, _, err = run("talk.wav", *spelt)
         assert code == 2 and f"align_weight={weight} is not possible: this model has learnt where words are from" in err
