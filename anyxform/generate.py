@@ -112,7 +112,7 @@ class _Group:
         if self.options.align_weight == 1:
             most = self.modality.max_length
             return [Generated(codes[:most, None], log_p) for codes, log_p in map(likeliest, self._spelt())]
-        return self._beams() if self.options.searches else self._left_to_right(batch_size)
+        return self._beams(batch_size) if self.options.searches else self._left_to_right(batch_size)
 
     # What both ways share
 
@@ -284,24 +284,24 @@ class _Group:
         spent = decode_by_effort(stream, task, self.options.effort)
         return Generated(spent.codes.cpu(), spent.logprob, spent.blocks)
 
-    def _beams(self) -> list[Generated]:
-        longest = self._longest()
+    def _beams(self, batch_size: int) -> list[Generated]:
+        """As many at once as their beams fit into a batch."""
+        longest, weight, count = self._longest(), self.options.align_weight, len(self.requests)
         cache, offsets = self._prefill(longest), self._offsets(longest)
-        weight, answers = self.options.align_weight, []
-        spelt = [Prefixes(it, weight) for it in self._spelt()] if weight else [None] * len(self.requests)
-        for number, own in enumerate(spelt):
-            codes, score = search(
+        spelt = [Prefixes(it, weight) for it in self._spelt()] if weight else []
+        size, found = max(1, batch_size // self.options.num_beams), list[tuple[Tensor, float]]()
+        for some in torch.arange(count, device=cache.first.device).split(size):
+            found += search(
                 self.model,
                 self.head,
-                cache.rows(torch.tensor([number], device=cache.first.device)),
+                cache.rows(some),
                 offsets,
                 end=self.modality.vocab_size,
                 never_ends=self._never_ends,
                 options=self.options,
-                spelt=own,
+                spelt=spelt[len(found) : len(found) + len(some)],
             )
-            answers.append(Generated(codes.cpu(), score))
-        return answers
+        return [Generated(*it) for it in found]
 
     def _spelt(self) -> Iterator[Tensor]:
         return spelt(self.model, {self.modality.name: self.modality}, self.requests)

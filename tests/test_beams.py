@@ -91,7 +91,7 @@ def test_the_penalty_favours_length():
 def test_stopping_early_changes_nothing(num_beams, length_penalty, monkeypatch):
     options = {"num_beams": num_beams, "length_penalty": length_penalty}
     early = [found(tiny_model(seed), tiny_request(seed), **options) for seed in SEEDS]
-    monkeypatch.setattr(beams, "_settled", lambda *_: False)
+    monkeypatch.setattr(beams._Beams, "_settled", lambda _: False)
     assert [found(tiny_model(seed), tiny_request(seed), **options) for seed in SEEDS] == early
 
 
@@ -109,7 +109,7 @@ def one_beam(model, modality, request):
     """A search with one beam, for the likeliest sequence without regard to its length."""
     offsets = to_axes(modality.code_positions(modality.max_length))
     prefix = full_example(request, torch.zeros(0, 1, dtype=torch.long), causal=True)
-    return beams.search(
+    (found,) = beams.search(
         model,
         model.targets[modality.name],
         prefill(model, [prefix], len(offsets)),
@@ -118,6 +118,7 @@ def one_beam(model, modality, request):
         never_ends=lambda place: place == 0,
         options=Sampling(num_beams=1, length_penalty=0),
     )
+    return found
 
 
 @torch.no_grad()
@@ -135,12 +136,15 @@ def test_one_beam_is_greedy():
     assert len(lengths) > 1
 
 
-def test_a_batch_gives_what_each_request_gives_alone():
+@pytest.mark.parametrize("batch_size", [64, 7])
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 3, "align_weight": 0.5}, {"align_weight": 0.5}])
+def test_a_batch_gives_what_each_request_gives_alone(options, batch_size):
     model, requests = tiny_model(0), [tiny_request(seed) for seed in SEEDS]
-    together = generate(model, TINY, requests, Sampling(num_beams=3))
+    together = generate(model, TINY, requests, Sampling(**options), batch_size=batch_size)
     answers = [(tuple(answer.codes[:, 0].tolist()), answer.logprob) for answer in together]
+    assert len({len(codes) for codes, _ in answers}) > 1  # some end before others
     for answer, request in zip(answers, requests):
-        codes, log_p = found(model, request, num_beams=3)
+        codes, log_p = found(model, request, **options)
         assert answer == (codes, pytest.approx(log_p, abs=1e-4))
 
 

@@ -102,7 +102,7 @@ def test_stopping_early_changes_nothing(monkeypatch):
     """No sequence is longer than its source."""
     options = {"align_weight": 0.5, "num_beams": 2}
     early = [found(tiny_model(seed), tiny_request(seed), **options) for seed in SEEDS]
-    monkeypatch.setattr(beams, "_settled", lambda *_: False)
+    monkeypatch.setattr(beams._Beams, "_settled", lambda _: False)
     assert [found(tiny_model(seed), tiny_request(seed), **options) for seed in SEEDS] == early
 
 
