@@ -38,6 +38,7 @@ TOKENS = 32
 LENGTHS = (4, 96, 6, 12, 8, 5, 16, 64, 10, 4, 24, 7, 128, 9, 5, 32)
 """Tokens of the 16 requests, in the order in which they come: many short ones and a few long."""
 WAYS: tuple[Dtype, ...] = ("fp32", "bf16", "int8")
+STEPS: tuple[tuple[Dtype, str], ...] = (*((it, "") for it in WAYS), ("fp32", ", compiled"), ("int8", ", compiled"))
 
 
 @torch.no_grad()
@@ -130,8 +131,8 @@ def captions(preset: str, modalities: dict[str, Modality], pairs: int) -> list[C
     requests = [picture(modalities, seed) for seed in range(4)]
     theirs = [their_caption(peer, source, request, TOKENS).tolist() for request in requests]
     found = []
-    for dtype, step in [*((dtype, "") for dtype in WAYS), ("fp32", ", compiled"), ("int8", ", compiled")]:
-        model = prepare(model_of(preset, modalities), dtype)  # type: ignore[arg-type]
+    for dtype, step in STEPS:
+        model = prepare(model_of(preset, modalities), dtype)
         model.decode_step = CompiledStep(model) if step else None
         ours = partial(_one_by_one, model, modalities, requests)
         same = sum(a == b for own, other in zip(ours(), theirs) for a, b in zip(own, other)) / (4 * TOKENS)
@@ -209,18 +210,22 @@ def transcripts(preset: str, modalities: dict[str, Modality], pairs: int) -> lis
             for it in features
         ]
 
+    def ours(model: Transformer, **options: Any) -> list[Tensor]:
+        values = (audio.preprocess(Waveform(it, 16_000)) for it in recordings)
+        requests = [Request((Source("audio", it, audio.source_positions(it)),), Field("text")) for it in values]
+        return [answered(model, modalities, [request], **options)[0].codes for request in requests]
+
     found = []
-    for dtype in WAYS:
+    for dtype, step in STEPS:
         model = prepare(model_of(preset, modalities), dtype)
-
-        def ours(model: Transformer = model) -> list[Tensor]:
-            values = (audio.preprocess(Waveform(it, 16_000)) for it in recordings)
-            requests = [Request((Source("audio", it, audio.source_positions(it)),), Field("text")) for it in values]
-            return [answered(model, modalities, [request], length=TOKENS)[0].codes for request in requests]
-
-        name = f"recordings of 5 to 10 s to text, {preset}, {dtype} against Whisper in fp32"
-        found.append(compare(name, _counting(ours), _counting(theirs), unit="tokens/s", pairs=pairs))
-    return found
+        model.decode_step = CompiledStep(model) if step else None
+        name = f"recordings of 5 to 10 s to text, {preset}, {dtype}{step} against Whisper in fp32"
+        own = _counting(partial(ours, model, length=TOKENS))
+        found.append(compare(name, own, _counting(theirs), unit="tokens/s", pairs=pairs))
+    at_once = partial(ours, prepare(model_of(preset, modalities), "fp32"), align_weight=1.0)
+    name = f"recordings of 5 to 10 s, {preset}, fp32, what they spell against Whisper's text in fp32"
+    sides = (lambda: float(len(at_once()))), (lambda: float(len(theirs())))
+    return [*found, compare(name, *sides, unit="recordings/s", pairs=pairs)]
 
 
 # Batches
