@@ -83,7 +83,8 @@ def transcripts(ax: Pipeline, seed: int, row: tuple[str, ...], axes: Sequence[Se
     """Four a row, each over two columns."""
     items = chosen(ax, seed, row, 4)
     audio = ax.modalities["audio"]
-    for number, (item, answer) in enumerate(zip(items, answers(ax, items))):
+    joint = {"align_weight": 0.5, "num_beams": 4} if ax.facts["facts"].get("aligned") else {}
+    for number, (item, answer) in enumerate(zip(items, answers(ax, items, **joint))):
         first = 4 * (number % 2)
         picture, text = axes[number // 2][first], axes[number // 2][first + 1]
         picture.imshow(audio.preprocess(item.sources[0]).T, origin="lower", aspect="auto", cmap="magma")
