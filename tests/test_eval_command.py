@@ -157,6 +157,13 @@ def test_a_mistake_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_misspelt_option_is_named_before_the_data_are_read(
+    tiny: Tiny, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tiny.evaluate(run_dir, "suite=tiny", "+suite.untrained.sampling={stesp: 3}", f"out={tmp_path}")) == 2
+    assert "reading the training data" not in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_a_checkpoint_that_is_not_there_is_named(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(tiny.evaluate(Path("nowhere"))) == 2
     assert capsys.readouterr().err.startswith("anyxform: error: there is no checkpoint at nowhere: give the folder")

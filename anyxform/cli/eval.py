@@ -18,6 +18,7 @@ from anyxform.evaluate import MODEL, Report, Row
 from anyxform.field import Direction, did_you_mean, matches
 from anyxform.heatmap import draw_heatmap
 from anyxform.pipeline import STARTER, Pipeline, load
+from anyxform.sampling import sampling_of
 from anyxform.selection import Selection, choose_items
 from anyxform.statistics import Interval
 
@@ -37,6 +38,8 @@ def main(arguments: list[str]) -> int:
     config["checkpoint"] = named or config["checkpoint"]
     say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
     parts = _there(_parts(config), say)
+    for part in parts.values():
+        sampling_of(part["sampling"])  # complains before anything is read
     pipeline = load(config["checkpoint"], device=config["device"], dtype=config["dtype"])
     chosen = {name: select(pipeline, part) for name, part in parts.items()}
     for reason, count in sum((it.refused for it in chosen.values()), Counter[str]()).most_common(3):
