@@ -39,7 +39,7 @@ def search(
     cache = cache.rows(torch.arange(count, device=device).repeat_interleave(beams))
     states = cache.marker
     for place in range(longest):
-        for one, logits in zip(searches, head.logits(states).split(beams), strict=True):
+        for one, logits in zip(searches, head.logits(states).cpu().split(beams), strict=True):
             if not one.done:
                 one.step(logits, never_ends(place))
         going = [number for number, one in enumerate(searches) if not one.done]
@@ -76,7 +76,7 @@ class _Beams:
     def step(self, logits: Tensor, never_ends: bool) -> None:
         """One more code, or the end, from logits ``[num_beams, 1, V + 1]``."""
         beams, alive = self.options.num_beams, len(self.ids)
-        logits = permitted(logits[:alive].cpu(), self.ids[..., None], self.options.no_repeat, never_ends)[:, 0]
+        logits = permitted(logits[:alive], self.ids[..., None], self.options.no_repeat, never_ends)[:, 0]
         own = self.own[:, None] + logits.log_softmax(dim=-1)
         total = own if self.spelt is None else self.spelt.scores(own, 2 * beams)
         best, flat = total.flatten().topk(min(2 * beams, total.numel()))  # at most half end, so that enough go on
