@@ -1,13 +1,17 @@
 """One model for four tasks against a model made for each: on the same samples, and with the same compute.
 
-    python -m benchmarks.specialists SECONDS [SEEDS] [--rows 4] [--shared] [key=value …]
+    python -m benchmarks.specialists SECONDS [SEEDS] [--rows 4] [--shared] [--tasks captions,drawings] [--little]
+        [key=value …]
 
 For each seed:
 - `shared`: one model trained on all four tasks for SECONDS, with `--rows` times as many rows in a step as the others:
-  with 4, as many samples of each task as theirs. `--shared` trains it alone.
+  with 4, as many samples of each task as theirs. `--shared` trains it alone, `--tasks` on some of them.
 - `same samples`: the same model trained on one task alone, on as many of its samples as `shared` saw of it.
 - `same compute`: the same model trained on one task alone for SECONDS.
 - `peer`: what a library has for the task (`benchmarks.peers`), trained on the same samples alone for SECONDS.
+
+`--little`, on the demo's slice, asks what sharing gives a task with little data: French captions from one drawing of
+each thing, French transcripts from a tenth of the recordings, beside English ones from all. `peer` is left out.
 
 All learn by a cosine over their budget. They are judged on the same held-out samples: drawings in styles that were not
 trained on, and sentences, names, and pairs of name and style that were not. Overrides are those of `anyxform train`.
@@ -19,7 +23,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -32,6 +36,7 @@ from anyxform.data import Counts
 from anyxform.dataset import open_datasets
 from anyxform.evaluate import MODEL, Item, evaluate
 from anyxform.field import Direction, matches
+from anyxform.modality import registry
 from anyxform.pipeline import Pipeline
 from anyxform.rows import Rows
 from anyxform.selection import choose_items
@@ -50,6 +55,7 @@ class Task:
     metric: str
     datasets: tuple[str, ...]
     new_only: bool = False
+    little: bool = False
 
 
 STARTER = {
@@ -64,6 +70,15 @@ DEMO = {
     "transcripts": Task("audio:fr*>text:fr", "audio:fr*>text:fr", "instance", "exact", ("numbers",)),
     "translations": Task("text:en>text:fr", "text:en>text:fr", "instance", "exact", ("numbers",)),
 }
+LITTLE = {
+    "captions": DEMO["captions"],
+    "French captions": Task(
+        "image:fxemoji>text:fr", "image>text:fr", "instance", "exact", ("pictures",), new_only=True
+    ),
+    "transcripts": Task("audio:en*>text:en", "audio:en*>text:en", "instance", "exact", ("numbers",)),
+    "French transcripts": replace(DEMO["transcripts"], little=True),
+}
+TENTH = 10
 LIMIT = 300
 OPTIONS = ("rows_per_step", "exit_every", "clip", "bf16", "exit_weight", "length_weight", "align_weight")
 FINAL, BATCH, PEER_LR, PEER_WARMUP = 0.02, 32, 1e-3, 100
@@ -89,15 +104,30 @@ class Budget:
 Tasks = Mapping[str, Task]
 
 
-def tasks_for(overrides: Sequence[str]) -> Tasks:
+def tasks_for(overrides: Sequence[str], little: bool = False) -> Tasks:
     """Those of the starter, or of the demo's slice of it."""
-    return DEMO if "pictures" in compose("train", overrides)["data"]["datasets"] else STARTER
+    slice_of_demo = "pictures" in compose("train", overrides)["data"]["datasets"]
+    if little and not slice_of_demo:
+        raise ValueError("--little is made for the demo's slice: add experiment=demo")
+    return LITTLE if little else DEMO if slice_of_demo else STARTER
+
+
+def with_little_french(config: dict[str, Any]) -> None:
+    """Of the numbers' texts, the French ones of a tenth alone, as often as all the English ones."""
+    data, datasets = config["data"], config["data"]["datasets"]
+    (numbers,) = open_datasets({"numbers": datasets["numbers"]}, registry(), root=data["root"]).values()
+    keys = sorted(numbers.samples[number].key for number in range(len(numbers)))[::TENTH]
+    trained = datasets["numbers"]["shards"].format(split="train")
+    datasets["little"] = datasets["numbers"] | {"fields": {"text:fr": "json.text.fr"}, "keys": keys, "shards": trained}
+    datasets["numbers"] = datasets["numbers"] | {"fields": {"text:en": "json.text.en"}}
 
 
 def opened(tasks: Tasks, overrides: Sequence[str], seed: int) -> Run:
     """A run on these tasks; where a sample has several of them, each is drawn equally often."""
     words = prepared([*overrides, "run_dir=runs/unsaved", f"seed={seed}"])
     config = compose("train", words)
+    if any(task.little for task in tasks.values()):
+        with_little_french(config)
     config["data"] |= {"directions": {task.trained: 1.0 for task in tasks.values()}, "hold_out": []}
     torch.manual_seed(seed)
     return Run(config, words)
@@ -166,9 +196,9 @@ def train_peer(name: str, task: Task, overrides: Sequence[str], seed: int, budge
     return peer.eval(), run
 
 
-def held_out(task: Task, run: Run) -> list[Item]:
+def held_out(task: Task, run: Run, overrides: Sequence[str]) -> list[Item]:
     """What the task is judged on, the same for every system."""
-    config = run.config["data"]
+    config = compose("train", prepared(overrides))["data"]
     chosen = {name: config["datasets"][name] for name in task.datasets}
     datasets = open_datasets(chosen, run.modalities, root=config["root"], split=task.split)
     known = run.state.model.condition_ids.keys()
@@ -197,14 +227,15 @@ def written(peer: Peer, run: Run, items: Sequence[Item]) -> list[Any]:
     return texts
 
 
-def one_seed(seconds: float, overrides: Sequence[str], seed: int, rows_more: int, alone_too: bool) -> dict[str, Any]:
+def one_seed(tasks: Tasks, options: argparse.Namespace, overrides: Sequence[str], seed: int) -> dict[str, Any]:
     """Every system's metric on every task, with the gain of `shared` over each."""
-    tasks, budget = tasks_for(overrides), Budget(seconds=seconds)
-    shared = train_ours(tasks, overrides, seed, budget, rows_more)
+    alone_too, seconds = not options.shared, options.seconds
+    budget = Budget(seconds=seconds)
+    shared = train_ours(tasks, overrides, seed, budget, options.rows)
     print(f"seed {seed}: shared took {shared.state.step} steps", flush=True)
     results: dict[str, Any] = {}
     for name, task in tasks.items():
-        items = held_out(task, shared)
+        items = held_out(task, shared, overrides)
         systems = {MODEL: answers(shared, items)}
         samples = {"shared": budget.seen[name]}
         others: dict[str, Callable[[], Budget]] = {
@@ -215,7 +246,7 @@ def one_seed(seconds: float, overrides: Sequence[str], seed: int, rows_more: int
             own = make()
             systems[label] = answers(train_ours({name: task}, overrides, seed, own), items)
             samples[label] = own.seen.total()
-        if name in PEERS and alone_too:
+        if name in PEERS and alone_too and not options.little:
             own = Budget(seconds=seconds)
             systems["peer"] = written(*train_peer(name, task, overrides, seed, own), items)
             samples["peer"] = own.seen.total()
@@ -245,10 +276,17 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="how many seeds (1), then overrides: key=value")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--shared", action="store_true")
+    parser.add_argument("--tasks", help="of the four: names between commas (all)")
+    parser.add_argument("--little", action="store_true")
     options = parser.parse_intermixed_args()
     overrides = [word for word in options.words if "=" in word]
     seeds = next((int(word) for word in options.words if "=" not in word), 1)
-    found = [one_seed(options.seconds, overrides, seed, options.rows, not options.shared) for seed in range(seeds)]
+    tasks = tasks_for(overrides, options.little)
+    chosen = options.tasks.split(",") if options.tasks else list(tasks)
+    if unknown := set(chosen) - tasks.keys():
+        parser.error(f"--tasks: there is no {', '.join(sorted(unknown))} among {', '.join(tasks)}")
+    tasks = {name: tasks[name] for name in chosen}
+    found = [one_seed(tasks, options, overrides, seed) for seed in range(seeds)]
     print(json.dumps(vars(options) | {"seeds": found}))
 
 
