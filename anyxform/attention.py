@@ -194,6 +194,11 @@ def _in_order(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(dim=1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
+def steady_size(tokens: int, device: torch.device) -> int | None:
+    """To how many tokens a row is padded, that rows of any length need few compiled kernels; None: none are needed."""
+    return max(BLOCK, 1 << (tokens - 1).bit_length()) if device.type == "cuda" else None
+
+
 @lru_cache(maxsize=2)
 def _compiled_flex(device: str) -> Any:
     from torch.nn.attention.flex_attention import flex_attention

@@ -48,7 +48,11 @@ def speed(cost: Cost, setting: Setting) -> float:
     """Tokens a second of all devices together."""
     rows = -(-setting.rows_per_step // setting.devices)  # of the process that has the most
     operations = rows * (cost.forward + cost.backward) + cost.optimizer_step
-    return setting.rows_per_step * cost.tokens * setting.device.operations * setting.mfu / operations
+    return setting.rows_per_step * cost.tokens * _rate(setting) * setting.mfu / operations
+
+
+def _rate(setting: Setting) -> float:
+    return setting.device.operations if setting.bf16 else setting.device.fp32
 
 
 def generating(cost: Cost, device: Device) -> float:

@@ -17,6 +17,7 @@ from anyxform.data import source
 from anyxform.field import Direction, Field
 from anyxform.infill import different
 from anyxform.likelihood import likelihoods
+from anyxform.long import answered
 from anyxform.modality import Modality
 from anyxform.model import Transformer
 from anyxform.refine import generate_refined
@@ -25,6 +26,8 @@ from anyxform.sampling import Sampling
 from anyxform.sequence import marker
 
 Rank = Literal["back", "own", "both"]
+FAR = 48
+"""Bits between the seeds of two candidates; pieces of a long input are 32 apart."""
 RANKS: tuple[Rank, ...] = ("back", "own", "both")
 """By log p(sources | answer), by log p(answer | sources), or by their sum."""
 
@@ -48,16 +51,16 @@ def draw(
 ) -> list[list[Tensor]]:
     """Up to `n` different answers to each request, as codes ``[T, K]``.
 
-    The first is the one that is given without candidates, and the others have the next seeds; with several requests,
-    those behind the seeds of all of them. Where nothing is left to chance, they are drawn as `Sampling.drawn` says.
+    The first is the one that is given without candidates. The others have seeds far above its own, so that they depend
+    on no other request. Where nothing is left to chance, they are drawn as `Sampling.drawn` says.
     """
     if n < 1:
         raise ValueError(f"n={n} is not possible: give 1 candidate or more")
     seeds = [options.seed + number if it.seed is None else it.seed for number, it in enumerate(requests)]
-    found = [[answer.codes] for answer in generate_refined(model, modalities, requests, options, batch_size=batch_size)]
+    found = [[answer.codes] for answer in answered(model, modalities, requests, options, batch_size)]
     for name in {request.target.modality for request in requests}:
         chosen = [number for number, request in enumerate(requests) if request.target.modality == name]
-        more = [replace(requests[i], seed=seeds[i] + k * len(requests)) for i in chosen for k in range(1, n)]
+        more = [replace(requests[i], seed=seeds[i] + (k << FAR)) for i in chosen for k in range(1, n)]
         drawn = options.drawn(options.decoding or modalities[name].decoding)
         answers = generate_refined(model, modalities, more, drawn, batch_size=batch_size)
         for place, answer in enumerate(answers):

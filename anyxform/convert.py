@@ -53,6 +53,7 @@ class Conversion:
             only field that the model reads.
         fields: further fields, in JSON members: see `anyxform.dataset.Dataset`.
         copy: whether the members that a sample has are written beside the new one.
+        dtype: of the weights.
         seed, batch_size, options: of generation.
     """
 
@@ -61,6 +62,7 @@ class Conversion:
     sources: tuple[Field, ...] | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
     copy: bool = False
+    dtype: str = "fp32"
     seed: int = 0
     batch_size: int = 64
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class Conversion:
             "from": None if self.sources is None else "+".join(map(str, self.sources)),
             "fields": dict(self.fields),
             "copy": self.copy,
+            "dtype": self.dtype,
             "seed": self.seed,
             "options": dict(self.options),
             "checkpoint": str(self.pipeline.path and self.pipeline.path.resolve()),
@@ -118,15 +121,17 @@ def choose(found: Iterable[Field], wanted: Sequence[Field] | None, target: Field
     return tuple(chosen)
 
 
-def convert(conversion: Conversion, shards: Sequence[str], folder: Path) -> Iterator[Progress]:
+def convert(
+    conversion: Conversion, shards: Sequence[str], folder: Path, rank: int = 0, ranks: int = 1
+) -> Iterator[Progress]:
     """Convert the shards that are not done yet, and list in failed.jsonl what failed in any that is.
 
-    ValueError, before anything is written: two shards have one name, the folder is of another conversion, or its source
-    is not clear.
+    Of several processes, each does every `ranks`-th shard. ValueError, before anything is written: two shards have one
+    name, the folder is of another conversion or of other shards of these names, or its source is not clear.
     """
     _prepare(conversion, shards, folder)
     try:
-        for shard in shards:
+        for shard in shards[rank::ranks]:
             if not (folder / file_name(shard)).exists():
                 yield from _convert_shard(conversion, shard, folder)
     finally:
@@ -141,14 +146,25 @@ def _prepare(conversion: Conversion, shards: Sequence[str], folder: Path) -> Non
     if any(Path(shard).resolve().parent == folder.resolve() for shard in shards if not is_remote(shard)):
         raise ValueError(f"-o {folder} is where the shards are: give another folder")
     settings, record = conversion.settings(), folder / "run.json"
+    origins = {file_name(shard): _origin(shard) for shard in shards}
     if record.exists():
-        other = {key for key, value in read_json(record).items() if settings.get(key, value) != value}
+        before = read_json(record)
+        made_of = before.pop("shards", {})
+        other = {key for key, value in before.items() if settings.get(key, value) != value}
         if other:
             raise ValueError(f"{folder} is of another conversion ({', '.join(sorted(other))}): give another folder")
+        for name in sorted(origins.keys() & made_of.keys()):
+            if origins[name] != made_of[name] and (folder / name).exists():
+                raise ValueError(f"{folder / name} was made of {made_of[name]}: give another folder")
+        origins = made_of | origins
     elif conversion.sources is None:
         _check_source(conversion, shards)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(record, lambda path: write_json(path, settings))
+    _replace(record, lambda path: write_json(path, settings | {"shards": origins}))
+
+
+def _origin(shard: str) -> str:
+    return shard.partition("?")[0] if is_remote(shard) else str(Path(shard).resolve())
 
 
 def _check_source(conversion: Conversion, shards: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from anyxform import storage
-from anyxform.field import Field
+from anyxform.field import Field, did_you_mean
 from anyxform.modality import Modality, registry
 from anyxform.shard_files import cache_bound
 from anyxform.shard_index import CONNECTIONS, is_index, open_indices
@@ -189,6 +189,22 @@ def _values(field: str, document: Any, path: Sequence[str]) -> Iterator[tuple[Fi
         yield Field.parse(field), data.encode
 
 
+KEYS = ("shards", "fields", "keys", "weight", "shards_at_once")
+"""What a dataset's config may hold."""
+
+
+def check_datasets(configs: Mapping[str, Any]) -> None:
+    """ValueError: what a config of a dataset lacks, or holds without meaning."""
+    for name, config in configs.items():
+        if not isinstance(config, Mapping):
+            raise ValueError(f"data.datasets.{name}={config!r} is no dataset: write {{shards: 'PATTERN'}}")
+        for key in config:
+            if key not in KEYS:
+                raise ValueError(f"data.datasets.{name} has an unknown {key!r}: {did_you_mean(str(key), KEYS)}")
+        if not config.get("shards"):
+            raise ValueError(f"data.datasets.{name} names no shards: give a pattern, shards: '{name}/{{split}}-*.tar'")
+
+
 def open_datasets(
     datasets: Mapping[str, Mapping[str, Any]],
     modalities: Mapping[str, Modality | type[Modality]],
@@ -205,6 +221,7 @@ def open_datasets(
         raise ValueError(
             f"there is no folder {root!r} of shards: give data.root, or build the starter: anyxform data starter {root}"
         )
+    check_datasets(datasets)
     owners = extensions_of(modalities)
     opened = {}
     for name, config in datasets.items():
@@ -214,12 +231,16 @@ def open_datasets(
                 shards,
                 extensions=owners,
                 fields=config.get("fields"),
-                keys=config.get("keys") or (),
+                keys=_patterns(config.get("keys") or ()),
                 shards_at_once=config.get("shards_at_once"),
             )
     if not opened:
         raise ValueError(f"no dataset has shards of the split {split!r} under {root!r}: looked for {list(datasets)}")
     return opened
+
+
+def _patterns(given: str | Sequence[str]) -> Sequence[str]:
+    return [given] if isinstance(given, str) else given
 
 
 def shards_of(config: Mapping[str, Any], root: str, split: str) -> list[str]:
@@ -228,7 +249,7 @@ def shards_of(config: Mapping[str, Any], root: str, split: str) -> list[str]:
     ``{split}`` in a pattern stands for `split`; a pattern that is no URL is below `root`, which may be one. ValueError:
     some of the shards that braces write out are missing.
     """
-    patterns = [config["shards"]] if isinstance(config["shards"], str) else config["shards"]
+    patterns = _patterns(config["shards"])
     found: list[str] = []
     for pattern in (p.replace("{split}", split) for p in patterns):
         below = f"{root.rstrip('/')}/{pattern}" if storage.is_remote(root) else str(Path(root) / pattern)

@@ -122,9 +122,8 @@ class Parallel:
             (loss * self.world.size).backward()  # as torch averages over processes
 
     def _syncing(self, sync: bool) -> Any:
-        if self.sharded:
-            self.objective.set_requires_gradient_sync(sync)
-        elif self.world.size > 1 and not sync:
+        # sharded ones are summed after each row: kept until the last, they would be whole in every process
+        if self.world.size > 1 and not self.sharded and not sync:
             return self.objective.no_sync()
         return nullcontext()
 

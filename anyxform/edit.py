@@ -66,6 +66,8 @@ def edit(pipeline: "Pipeline", name: str, value: Any, round: Round) -> list[Cand
     if target.modality != name:
         raise ValueError(f"what is edited is {name}, and stays it: to={round.to} is not possible")
     options = round.options
+    if round.n < 1:
+        raise ValueError(f"n={round.n} is not possible: give 1 candidate or more")
     if options.refine or options.length is not None:
         raise ValueError(f"refine and length are of whole answers: leave them out to make a part of {name} anew")
     value, mask = _marked(modality, value, round)

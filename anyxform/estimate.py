@@ -18,7 +18,7 @@ from anyxform.attention import forget_masks
 from anyxform.loss import batch_loss
 from anyxform.modality import Modality
 from anyxform.model import Transformer
-from anyxform.optim import OPTIMIZERS
+from anyxform.optim import optimizer_named
 from anyxform.sequence import Batch, mapped
 
 aten = torch.ops.aten
@@ -76,7 +76,7 @@ def estimate(
     """
     with shapes_only() as mode:
         model = Transformer(modalities=modalities, conditions=conditions, **config).train()
-        make = OPTIMIZERS[optimizer](model)
+        make = optimizer_named(optimizer)(model)
         counted = [_row(model, mapped(batch, mode.from_tensor), bf16, recompute) for batch in batches]
         with (stepping := operations()):
             make.step()

@@ -200,5 +200,5 @@ def _row(direction: str, scores: _Scores, seed: int) -> Row:
         if metrics
     }
     headline = next(iter([*scores.truth, *model]))
-    n = len(set().union(*scores.keys.values()))
+    n = len(set(scores.keys[headline]))
     return Row(direction, n, headline, lower & model.keys(), systems, against)

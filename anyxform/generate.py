@@ -20,7 +20,7 @@ from anyxform.field import Field
 from anyxform.modality import Decoding, Modality
 from anyxform.model import Transformer
 from anyxform.request import Generated, Request, check, prefix
-from anyxform.sampling import Sampling, draw, log_probability, permitted, uniforms
+from anyxform.sampling import Sampling, chance, draw, log_probability, permitted, uniforms
 from anyxform.sequence import Example, to_axes
 from anyxform.speculative import draft_blocks, speculate
 from anyxform.spelling import Prefixes, likeliest, spelt
@@ -96,7 +96,7 @@ class _Group:
     @cached_property
     def generators(self) -> list[torch.Generator]:
         """One for each request, made where something is drawn."""
-        return [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        return [chance(seed) for seed in self.seeds]
 
     @cached_property
     def keeps(self) -> bool:

@@ -15,28 +15,29 @@ HERE = "here"
 
 @dataclass(frozen=True)
 class Device:
-    """`operations`: floating-point operations a second in dense bf16 matrix products; `memory` in bytes, `bandwidth` in
-    bytes a second.
+    """`operations`: floating-point operations a second in dense bf16 matrix products, `fp32` in those of fp32; `memory`
+    in bytes, `bandwidth` in bytes a second.
     """
 
     name: str
     operations: float
+    fp32: float
     memory: float
     bandwidth: float
 
 
 DEVICES = {
     device.name: device
-    for device in (  # the makers' data sheets, dense, accumulated in fp32
-        Device("l4", 121e12, 24e9, 0.30e12),
-        Device("rtx4090", 165e12, 24e9, 1.01e12),
-        Device("l40s", 362e12, 48e9, 0.86e12),
-        Device("a100-40", 312e12, 40e9, 1.56e12),
-        Device("a100", 312e12, 80e9, 2.04e12),
-        Device("h100", 989e12, 80e9, 3.35e12),
-        Device("h200", 989e12, 141e9, 4.8e12),
-        Device("b200", 2250e12, 180e9, 8.0e12),
-        Device("mi300x", 1307e12, 192e9, 5.3e12),
+    for device in (  # the makers' data sheets, dense, accumulated in fp32; fp32 without TF32, as torch has it
+        Device("l4", 121e12, 30e12, 24e9, 0.30e12),
+        Device("rtx4090", 165e12, 83e12, 24e9, 1.01e12),
+        Device("l40s", 362e12, 92e12, 48e9, 0.86e12),
+        Device("a100-40", 312e12, 19.5e12, 40e9, 1.56e12),
+        Device("a100", 312e12, 19.5e12, 80e9, 2.04e12),
+        Device("h100", 989e12, 67e12, 80e9, 3.35e12),
+        Device("h200", 989e12, 67e12, 141e9, 4.8e12),
+        Device("b200", 2250e12, 75e12, 180e9, 8.0e12),
+        Device("mi300x", 1307e12, 163e12, 192e9, 5.3e12),
     )
 }
 
@@ -61,7 +62,8 @@ def _measured(dtype: torch.dtype, size: int = 2048, seconds: float = 1.0) -> Dev
         memory = torch.cuda.get_device_properties(0).total_memory
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device(HERE, 2 * size**3 / product, memory, 2 * large.nbytes / copy)
+    operations = 2 * size**3 / product
+    return Device(HERE, operations, operations, memory, 2 * large.nbytes / copy)
 
 
 def _best(work: Callable[[], Any], seconds: float) -> float:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from anyxform.attention import steady_size
 from anyxform.cache import cast
 from anyxform.modality import Decoding, Modality
 from anyxform.model import Transformer
@@ -109,7 +110,8 @@ def _labels(model: Transformer, examples: Sequence[Example]) -> list[Tensor]:
 
 def _labels_of_row(model: Transformer, row: Sequence[Example]) -> list[Tensor]:
     named = [replace(example, direction=str(number)) for number, example in enumerate(row)]  # so that labels say whose
-    batch = pack(named, model.condition_ids).to(model.norm.weight.device)
+    device = model.norm.weight.device
+    batch = pack(named, model.condition_ids, steady_size(sum(map(len, row)), device)).to(device)
     states = model.states(batch)[-1]
     found = [torch.zeros(0)] * len(row)
     for name, target in batch.targets.items():

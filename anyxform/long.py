@@ -67,6 +67,7 @@ def cut(
     """
     target = modalities[direction.target.modality]
     parts = [modalities[field.modality].split(value) for field, value in zip(direction.sources, values, strict=True)]
+    values = [own[0].value if len(own) == 1 else value for own, value in zip(parts, values)]  # without the silence
     long = [number for number, pieces in enumerate(parts) if len(pieces) > 1]
     if len(long) > 1:
         names = ", ".join(str(direction.sources[number]) for number in long)
@@ -111,20 +112,25 @@ def perform(
 ) -> list[Made]:
     """What is made of each job; their pieces are answered together, in batches of about equal length."""
     requests = [request for job in jobs for request in job.requests]
-    answers = iter(_without_loops(model, modalities, requests, options, batch_size))
+    answers = iter(answered(model, modalities, requests, options, batch_size))
     return [_joined(modalities[job.target.modality], job, [next(answers) for _ in job.requests]) for job in jobs]
 
 
-def _without_loops(
+def answered(
     model: Transformer,
     modalities: Mapping[str, Modality],
     requests: Sequence[Request],
     options: Sampling,
     batch_size: int,
 ) -> list[Generated]:
+    """Each request's answer, without loops where none of it was known."""
     answers = generate_refined(model, modalities, requests, options, batch_size=batch_size)
     most = [modalities[request.target.modality].most_repeats for request in requests]
-    looping = [number for number, answer in enumerate(answers) if loop(answer.codes, most[number])]
+    looping = [
+        number
+        for number, (request, answer) in enumerate(zip(requests, answers))
+        if request.known is None and loop(answer.codes, most[number])
+    ]
     for temperature in TEMPERATURES:
         if not looping or temperature <= (options.temperature or 0):
             continue

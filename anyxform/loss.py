@@ -1,11 +1,13 @@
 """From a model and a batch to losses: cross-entropy per modality, z-loss, length of masked targets, early exits."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from anyxform.model import Target, Transformer
 from anyxform.sequence import Batch, PackedAlignments, PackedTargets
@@ -145,15 +147,26 @@ def _align_loss(model: Transformer, name: str, aligned: PackedAlignments, states
     labels = aligned.labels.split(aligned.label_lengths)
     lengths, label_lengths = torch.tensor(aligned.lengths), torch.tensor(aligned.label_lengths)
     starts = lengths.cumsum(0) - lengths
-    for some in alike(aligned.lengths, MOST_LOGITS.get(states.device.type, 2**26) // size):
+    groups = alike(aligned.lengths, MOST_LOGITS.get(states.device.type, 2**26) // size)
+    for some in groups:
         longest = int(lengths[some].max())
         # tokens of shorter ones are read again up to the longest's: what is said there counts nothing
         places = starts[some] + torch.minimum(torch.arange(longest)[:, None], lengths[some] - 1)  # [T, B]
         index = aligned.index[places.flatten().to(states.device, non_blocking=True)]
-        said = spelling(model, name, states.index_select(0, index)).unflatten(0, places.shape)
         asked = torch.cat([labels[number] for number in some])
-        total = total + F.ctc_loss(said, asked, lengths[some], label_lengths[some], size - 1, "sum", zero_infinity=True)
+        least = partial(_spelling_loss, model, name, asked=asked, lengths=(lengths[some], label_lengths[some]))
+        chosen = states.index_select(0, index).unflatten(0, places.shape)
+        # of several groups, what is said is made again in the backward pass: never are all log-probabilities there
+        total = total + (checkpoint(least, chosen, use_reentrant=False) if len(groups) > 1 else least(chosen))
     return total
+
+
+def _spelling_loss(
+    model: Transformer, name: str, states: Tensor, asked: Tensor, lengths: tuple[Tensor, Tensor]
+) -> Tensor:
+    """That states ``[T, B, D]`` of sources of these lengths spell the targets `asked`, one after another."""
+    said = spelling(model, name, states.flatten(0, 1)).unflatten(0, states.shape[:2])
+    return F.ctc_loss(said, asked, *lengths, said.shape[-1] - 1, "sum", zero_infinity=True)
 
 
 def alike(lengths: Sequence[int], most: int) -> list[list[int]]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from anyxform.field import did_you_mean
 from anyxform.model import Transformer
 from anyxform.parts import checked, part_of
 from anyxform.sharding import is_parted, own, whole
@@ -185,6 +186,24 @@ def muon(
         Muon(of_blocks, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), eps=1e-8, fused=True),
     )
+
+
+def optimizer_named(name: str) -> Callable[..., Any]:
+    """What makes an optimizer. ValueError: there is none of that name."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optim.name={name!r} is unknown: {did_you_mean(str(name), list(OPTIMIZERS))}")
+    return OPTIMIZERS[name]
+
+
+def state_names(optimizer: Any) -> list[frozenset[str]]:
+    """What an optimizer keeps of each parameter, in the order in which it numbers them."""
+    moments, average = frozenset({"step", "exp_avg", "exp_avg_sq"}), frozenset({"momentum_buffer"})
+    return [
+        average if isinstance(part, torch.optim.Muon) else moments
+        for part in getattr(optimizer, "parts", [optimizer])
+        for group in part.param_groups
+        for _ in group["params"]
+    ]
 
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {"adamw": adamw, "muon": muon}

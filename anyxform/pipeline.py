@@ -113,11 +113,8 @@ class Pipeline:
         facts = self.facts.get("facts")
         if not facts:  # of a model that is from no checkpoint nothing is known
             return options
-        if options.align_weight:
-            for source, target in sorted(
-                {(it.sources[0].modality, it.target.modality) for it in requests if it.sources}
-            ):
-                self._check_spelt(source, target, f"align_weight={options.align_weight:g} is not possible")
+        for pair in sorted({(it.sources[0].modality, it.target.modality) for it in requests if it.sources}):
+            self.check_spelling(options, *pair)
         for name in sorted({request.target.modality for request in requests}):
             if share_of(facts.get("other_decoding") or 0.0, name):
                 continue
@@ -131,6 +128,11 @@ class Pipeline:
                     f"data.other_decoding={{{name}: 0.2}}, say"
                 )
         return options
+
+    def check_spelling(self, options: Sampling, source: str, target: str) -> None:
+        """ValueError: the options go by what a source spells, and this model's spells no such target."""
+        if options.align_weight:
+            self._check_spelt(source, target, f"align_weight={options.align_weight:g} is not possible")
 
     def check_words(self, direction: Direction) -> None:
         """ValueError: this model cannot tell when the words of a target are said."""
@@ -305,14 +307,21 @@ class Pipeline:
         """
         requests = requests or [self.request(*pair) for pair in zip(directions, sources, strict=True)]
         chosen = self.learnt(sampling_of(options), requests)
-        found = draw(self.model, self.modalities, requests, n, chosen, batch_size=batch_size)
-        questions = [
-            Answered(
-                direction, given, codes, [self.modalities[direction.target.modality].from_codes(it) for it in codes]
-            )
-            for direction, given, codes in zip(directions, sources, found)
+        targets = [self.modalities[it.target.modality] for it in directions]
+        silent = [self._silent(*pair) for pair in zip(directions, sources)]
+        asked = [request for request, nothing in zip(requests, silent) if not nothing]
+        drawn = iter(draw(self.model, self.modalities, asked, n, chosen, batch_size=batch_size))
+        found = [[] if nothing else next(drawn) for nothing in silent]
+        values = [
+            [target.join([], [])] if nothing else [target.from_codes(it) for it in codes]
+            for target, nothing, codes in zip(targets, silent, found)
         ]
+        questions = [Answered(*question) for question in zip(directions, sources, found, values)]
         return rank_by(self.model, self.modalities, questions, rank)
+
+    def _silent(self, direction: Direction, sources: Sequence[Any]) -> bool:
+        """Whether nothing is there to make a value of, as in a recording in which nobody speaks."""
+        return len(sources) == 1 and not self.modalities[direction.sources[0].modality].split(sources[0])
 
     def answer(self, directions: Sequence[Direction], sources: Sequence[Sequence[Any]], **options: Any) -> list[Any]:
         """One value for each direction and its sources' values; `options` as for `respond`."""

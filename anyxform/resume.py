@@ -26,6 +26,7 @@ from torch import Tensor
 from anyxform import checkpoint
 from anyxform.distributed import ALONE, World
 from anyxform.modality import Modality
+from anyxform.optim import state_names
 from anyxform.sharded_files import Part, part
 from anyxform.sharding import is_parted, parted
 from anyxform.train import TrainState
@@ -319,7 +320,15 @@ def _load_optimizer(state: TrainState, path: Path) -> None:
     parts: dict[int, dict[str, Tensor]] = {}
     for key, tensor in checkpoint.read_tensors(path, lambda key: like.get(key.rpartition(".")[0])).items():
         name, _, part = key.rpartition(".")
-        if name not in numbers:
+        if name not in like:
             raise ValueError(f"the checkpoint's optimizer knows a parameter that the model lacks: {name}")
+        if name not in numbers:  # it is frozen now
+            continue
         parts.setdefault(numbers[name], {})[part] = parted(tensor, like=like[name])
+    kept = state_names(state.optimizer)
+    if any(part.keys() != kept[number] for number, part in parts.items()):
+        raise ValueError(
+            f"{path.parent} was trained with another optim.name: resume with that, or begin anew with its weights by "
+            "model.init_from"
+        )
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": parts})

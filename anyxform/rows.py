@@ -133,11 +133,28 @@ def _context(modalities: Mapping[str, Modality]) -> BaseContext:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
     context = multiprocessing.get_context("forkserver")
     packages = tuple({type(it).__module__.partition(".")[0] for it in modalities.values()})
     theirs = [name for name in sys.modules if name.partition(".")[0] in packages]
     context.set_forkserver_preload(["anyxform.rows", *theirs])
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited: see `_leave_group`
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
     return context
+
+
+def _leave_group() -> None:
+    """Let signals to a run's group of processes, such as torchrun's, be those of the process that trains.
+
+    It then does its step, for which it needs rows; one to a worker alone still ends it.
+    """
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _end_with_parent() -> None:
@@ -160,6 +177,7 @@ class _Pools(IterableDataset[bytes]):
         info = get_worker_info()
         if info:  # Ctrl-C reaches every process; when to stop is decided by the one that trains
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            _leave_group()
             os.environ.update(self.environment)
             Thread(target=_end_with_parent, daemon=True).start()
         first, step = (info.id, info.num_workers) if info else (0, 1)
@@ -292,6 +310,10 @@ class Rows:
                 "or start anew in another run_dir"
             )
         return [_Lane(*it) for it in zip(pool, row)]
+
+    def check(self, position: Position | None) -> None:
+        """ValueError: no stream of these rows can begin at the position."""
+        self._start(position)
 
     def numbers(self, starts: Mapping[int, int]) -> Iterator[int]:
         """The pools of these lanes in the order of their numbers, each lane's from its start on."""

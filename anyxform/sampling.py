@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anyxform.field import did_you_mean
 from anyxform.modality import Decoding
+from anyxform.order import rng
 
 TEMPERATURE: dict[Decoding, float] = {"autoregressive": 0.0, "masked": 0.5}
 GUIDANCE: dict[Decoding, float] = {"autoregressive": 1.0, "masked": 1.5}
@@ -195,6 +196,11 @@ def permitted(logits: Tensor, codes: Tensor, no_repeat: int, never_ends: bool | 
     forbidden = repeats(codes.transpose(1, 2), no_repeat, logits.shape[-1] - 1)
     end = torch.as_tensor(never_ends, device=logits.device).reshape(-1, 1, 1).expand(*forbidden.shape[:-1], 1)
     return logits.masked_fill(torch.cat([forbidden, end], dim=-1), -math.inf)
+
+
+def chance(seed: int) -> torch.Generator:
+    """A generator that depends on all of a seed: torch's on the CPU heeds the last 32 bits alone."""
+    return torch.Generator().manual_seed(seed if seed < 2**32 else int(rng(seed).integers(2**32)))
 
 
 def log_probability(logits: Tensor, chosen: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +52,22 @@ class Samples(Sequence[Mapping[Field, Any]]):
         return Values(dataset.fields(number), self.modalities)
 
 
+def texts_of(datasets: Mapping[str, Dataset], modalities: Mapping[str, Modality]) -> set[tuple[str, str]]:
+    """Every text with its language, but for case, white space and punctuation; what cannot be read is left out."""
+    found = set[tuple[str, str]]()
+    for dataset in datasets.values():
+        for number in range(len(dataset)):
+            with suppress(ValueError):
+                values = Values(dataset.fields(number), modalities)
+                found.update(_said(it, values) for it in _texts(values))
+    return found
+
+
+def _said(field: Field, values: Values) -> tuple[str, str]:
+    letters = "".join(filter(str.isalnum, str(values[field]).casefold()))
+    return (field.attributes or ("",))[0], letters
+
+
 @dataclass
 class Selection:
     """The chosen items, and what was left out: samples that cannot be read, by reason, and directions, by name."""
@@ -71,6 +87,7 @@ def choose_items(
     seed: int = 0,
     known: Callable[[Direction], bool] = lambda direction: True,
     new_only: bool = False,
+    seen: Container[tuple[str, str]] = (),
 ) -> Selection:
     """Up to `limit` items for each direction that fits one of `patterns` and none of `hold_out`.
 
@@ -79,7 +96,7 @@ def choose_items(
 
     `new_only` is for splits whose samples hold new media beside texts that were trained on. Then only those directions
     count in which a field stored as a member of its own, not inside a JSON, takes part: among JSON fields alone, source
-    and target would both be training data.
+    and target would both be training data. `seen`: texts, as `texts_of` has them, that must be no source or target.
     """
     directions = Directions(dict.fromkeys(patterns, 1.0), hold_out)
     chosen, counts = Selection(), Counter[Direction]()
@@ -93,6 +110,8 @@ def choose_items(
         new = set(dataset.stored(number) if new_only else values)
         for direction in sorted(fitting):
             if counts[direction] >= limit or not new & {*direction.sources, direction.target}:
+                continue
+            if any(_said(it, values) in seen for it in {*direction.sources, direction.target} & {*_texts(values)}):
                 continue
             if not known(direction):
                 chosen.unknown.add(str(direction))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyxform.attention import steady_size
 from anyxform.cache import cast
 from anyxform.modality import Modality
 from anyxform.model import Transformer
@@ -47,7 +48,8 @@ def spelt(model: Transformer, modalities: Mapping[str, Modality], requests: Sequ
         some = requests[start : start + BATCH_SIZE]
         sources = [tuple(cast(source, weight.dtype) for source in it.sources) for it in some]
         examples = [prefix(it, modalities[it.target.modality], own) for it, own in zip(some, sources)]
-        row = pack(examples, model.condition_ids).to(weight.device)
+        size = steady_size(sum(map(len, examples)), weight.device)
+        row = pack(examples, model.condition_ids, size).to(weight.device)
         (states,) = model.states(row, skips=range(aligned_after(depth), depth))
         for request, first in zip(some, row.segments.starts):
             own = states[first : first + len(request.sources[0].positions)]

@@ -121,6 +121,27 @@ def test_places_in_a_jsonl_empty_values_and_missing_files(tmp_path, capsys):
     assert "n.png" in said
 
 
+def test_rows_that_are_no_rows_are_named_and_the_rest_is_kept(tmp_path, capsys):
+    (tmp_path / "t.tsv").write_text('name\ttitle\na\tone\nb\t"Two," he said\nc\tthree\n')
+    assert build(tmp_path / "t.tsv", tmp_path / "out", "--field", "text:en=title", "--key", "name") == 1
+    assert merged(tmp_path / "out") == {"a": {"en.txt": b"one"}, "c": {"en.txt": b"three"}}
+    assert "t.tsv: line 3 is broken: " in capsys.readouterr().err
+
+
+def test_a_list_is_no_text(tmp_path, capsys):
+    path = table(tmp_path / "t.jsonl", [{"t": "one"}, {"t": ["two", "three"]}, {"t": 4}])
+    assert build(path, tmp_path / "out", "--field", "text:en=t") == 1
+    assert sorted(it["en.txt"] for it in merged(tmp_path / "out").values()) == [b"4", b"one"]
+    assert "text:en: ['two', 'three'] is no single value: give a column" in capsys.readouterr().err
+
+
+def test_files_of_a_table_count_for_the_size_of_shards(tmp_path, rows):
+    fields = ["--field", "image=photo", "--key", "name", "--val", "0", "--test", "0"]
+    size = (tmp_path / rows[0]["photo"]).stat().st_size
+    assert build(table(tmp_path / "t.csv", rows), tmp_path / "out", *fields, "--megabytes", 2.5 * size / 1e6) == 0
+    assert len(list((tmp_path / "out").glob("*.tar"))) > 3
+
+
 def test_existing_shards_are_dealt_anew_and_keep_their_splits(tmp_path):
     for number in range(3):  # each counts from 0
         some = [it | {"__key__": f"{place}"} for place, it in enumerate(SAMPLES[4 * number : 4 * number + 4])]
@@ -142,7 +163,8 @@ def test_damage_of_existing_shards_is_named_and_the_rest_is_kept(tmp_path, capsy
     assert len(merged(tmp_path / "out")) == 12
 
 
-def test_a_hugging_face_dataset(rows, tmp_path):
+@pytest.mark.parametrize("with_state", [False, True])
+def test_a_hugging_face_dataset(rows, tmp_path, with_state):
     pyarrow = pytest.importorskip("pyarrow")
     for split, some in {"train": rows[:8], "validation": rows[8:]}.items():
         folder = tmp_path / "hf" / split
@@ -151,8 +173,12 @@ def test_a_hugging_face_dataset(rows, tmp_path):
         made = pyarrow.table(
             {"photo": photos, "title": [row["title"] for row in some], "name": [row["name"] for row in some]}
         )
-        with pyarrow.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), made.schema) as writer:
-            writer.write_table(made)
+        for name in ("data-00000-of-00001.arrow", "cache-1234.arrow"):  # the library keeps what `map` made beside it
+            with pyarrow.ipc.new_stream(str(folder / name), made.schema) as writer:
+                writer.write_table(made)
+        if with_state:
+            state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
+            (folder / "state.json").write_text(json.dumps(state))
     arguments = ["--field", "image=photo", "--field", "text:en=title", "--key", "name"]
     assert build(tmp_path / "hf", tmp_path / "out", *arguments) == 0
     found = contents(tmp_path / "out")
@@ -241,6 +267,37 @@ def test_what_was_left_out_is_said_again_by_a_build_that_goes_on(tmp_path, rows,
         assert f"left out: {rows[3]['name']}: " in capsys.readouterr().err
 
 
+def test_a_build_goes_on_only_with_what_it_began_with(tmp_path, rows, capsys):
+    path = table(tmp_path / "table.csv", rows)
+    photo = tmp_path / rows[3]["photo"]
+    kept = photo.read_bytes()
+    photo.unlink()
+    fields = ["--field", "image=photo", "--field", "text:en=title", "--key", "name"]
+    assert build(path, tmp_path / "out", *fields) == 1
+    assert "once that is mended, --again" in capsys.readouterr().err
+    assert build(path, tmp_path / "out", *fields[:2], "--field", "text:fr=title", "--key", "name") == 2
+    photo.write_bytes(kept)
+    assert build(path, tmp_path / "out", *fields) == 2
+    assert "a source that has changed since" in capsys.readouterr().err
+    assert build(path, tmp_path / "out", *fields, "--again") == 0
+    assert merged(tmp_path / "out")[rows[3]["name"]]["png"] == kept
+
+
+def test_again_tries_once_more_what_could_not_be_read(folder, tmp_path, monkeypatch):
+    refuse, lost = Path.read_bytes, next(folder.rglob("*.txt"))
+
+    def fail(path):
+        if path == lost:
+            raise PermissionError("not yours")
+        return refuse(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert build(folder, tmp_path / "out") == 1 == build(folder, tmp_path / "out")
+    monkeypatch.undo()
+    assert build(folder, tmp_path / "out", "--again") == 0
+    assert len(merged(tmp_path / "out")) == 12 and write.left_out(tmp_path / "out") == []
+
+
 def test_shards_of_something_else_are_not_overwritten(folder, tmp_path, capsys):
     build(folder, tmp_path / "out", "--samples", 2)
     assert build(folder, tmp_path / "out", "--samples", 5) == 2
@@ -281,6 +338,8 @@ def test_mistakes_are_one_line(folder, rows, tmp_path, monkeypatch, arguments, m
 
 def test_files_that_no_modality_reads_are_named(folder, tmp_path, capsys):
     (folder / "red" / "notes.doc").write_text("x")
+    (folder / "red" / "lost.png").symlink_to("nowhere.png")
     assert build(folder, tmp_path / "out") == 1
-    assert "notes.doc: no modality reads .doc" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "notes.doc: no modality reads .doc" in said and "No such file or directory: " in said and "lost.png" in said
     assert write.left_out(tmp_path / "out") == []

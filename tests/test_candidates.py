@@ -11,6 +11,7 @@ from anyxform.field import Direction, Field
 from anyxform.likelihood import likelihoods
 from anyxform.pipeline import Pipeline
 from anyxform.sampling import Sampling
+from modalities.audio.waveform import Waveform
 from tests.tiny import Tiny, picture
 
 
@@ -45,6 +46,19 @@ def test_candidates_differ_and_follow_from_the_seed(ax: Pipeline) -> None:
         != ax.candidates(DISC, to="text:en", length=6, n=5, seed=100)
     )
     assert ax(DISC, to="text:en", length=6, n=5) == found[0].value
+
+
+def test_they_depend_on_no_other_request(ax: Pipeline) -> None:
+    requests = [ax.request(Direction((Field("text"),), Field("image")), [text]) for text in ("a red disc", "a bird")]
+    options = Sampling(temperature=2.0)
+    (alone,) = draw(ax.model, ax.modalities, requests[:1], 3, options)
+    together = draw(ax.model, ax.modalities, requests, 3, options)[0]
+    assert len(alone) == len(together) == 3 and all(map(torch.equal, alone, together))
+
+
+def test_of_silence_there_is_nothing_to_choose(ax: Pipeline) -> None:
+    found = ax.candidates(("audio", Waveform(torch.zeros(8000))), to="text", n=3)
+    assert [(it.value, it.score) for it in found] == [("", 0.0)]
 
 
 def back(ax: Pipeline, sources: list[str], value: object, field: str) -> float:

@@ -232,4 +232,8 @@ def test_a_folder_of_another_conversion_is_not_mixed_with_this_one(run, here: Pa
     assert run("--from", "image", "--to", "text:fr", inputs="data/s-000.tar")[0] == 0
     code, said = run("--from", "image", "--to", "text:en", "--temperature", "1")
     assert code == 2 and "out is of another conversion (options, to): give another folder" in said
+    assert "out is of another conversion (dtype): " in run("--from", "image", "--to", "text:fr", "--dtype", "int8")[1]
     assert run("--from", "image", "--to", "text:fr")[0] == 0, "more shards may come"
+    shutil.copytree("data", "more")
+    code, said = run("--from", "image", "--to", "text:fr", inputs="more/s-{000..002}.tar")
+    assert code == 2 and f"s-000.tar was made of {here / 'data' / 's-000.tar'}: give another folder" in said

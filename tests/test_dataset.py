@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 
 import pytest
@@ -124,6 +125,25 @@ def test_keys_choose_samples(tmp_path):
     assert [sample.key for sample in found.samples] == ["digits_1", "digits_2", "hello"]
     with pytest.raises(ValueError, match=r"dataset 'toy' has no samples that fit keys=\['x\*'\]"):
         dataset(tmp_path, *members, keys=["x*"])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"shards": "a.tar", "weigth": 2}, "data.datasets.mine has an unknown 'weigth': did you mean 'weight'?"),
+        ({"fields": {}}, "data.datasets.mine names no shards: give a pattern"),
+        ("a.tar", "data.datasets.mine='a.tar' is no dataset: write"),
+    ],
+)
+def test_a_config_of_a_dataset_that_is_none(tmp_path, config, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_datasets({"mine": config}, toys(), root=str(tmp_path))
+
+
+def test_one_pattern_of_keys_needs_no_list(tmp_path):
+    write(tmp_path / "a.tar", *((f"{key}.json", {}) for key in ("dog/1", "cat/1", "dog/2")))
+    (found,) = open_datasets({"a": {"shards": "a.tar", "keys": "dog/*"}}, toys(), root=str(tmp_path)).values()
+    assert [it.key for it in found.samples] == ["dog/1", "dog/2"]
 
 
 def test_a_dataset_without_samples(tmp_path):

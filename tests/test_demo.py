@@ -50,6 +50,16 @@ MODALITIES = {"text": ToyText(), "image": Picture(), "sound": Sound()}
 DIRECTIONS = ["image>text:en", "image>text:fr", "text:en>image", "sound>text:en", "text:en>sound", "text:en>text:fr"]
 
 
+def test_folders_that_no_demo_made_are_left_alone(tmp_path, monkeypatch, capsys):
+    """Such as the dataset itself, where the demo is to be written beside it."""
+    (tmp_path / "data" / "starter").mkdir(parents=True)
+    (tmp_path / "data" / "starter" / "stats.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--out", "."]) == 2
+    assert "data is there already, and is not known to be of an earlier call" in capsys.readouterr().err
+    assert (tmp_path / "data" / "starter" / "stats.json").is_file()
+
+
 @pytest.fixture
 def items() -> list[Item]:
     generator = torch.Generator().manual_seed(0)

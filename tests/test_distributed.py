@@ -126,7 +126,8 @@ def test_processes_begin_with_the_weights_of_others(tiny, tmp_path):
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)
 
 
-def test_a_process_that_dies_takes_the_run_down_and_all_start_again(tiny, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_that_dies_takes_the_run_down_and_all_start_again(tiny, tmp_path, processes):
     options = (
         "train.steps=30",
         "train.checkpoint_every=2",
@@ -134,7 +135,7 @@ def test_a_process_that_dies_takes_the_run_down_and_all_start_again(tiny, tmp_pa
         "train.sample_every=0",
         "train.val_every=0",
     )
-    process = train(tiny, tmp_path, *options, "distributed.processes=2", "distributed.restarts=1")
+    process = train(tiny, tmp_path, *options, f"distributed.processes={processes}", "distributed.restarts=1")
     wait_for(tmp_path / "metrics.jsonl", lines=4)
     kill_one(process.pid)
     began = time.monotonic()
@@ -149,7 +150,9 @@ def test_a_process_that_dies_takes_the_run_down_and_all_start_again(tiny, tmp_pa
     [("one", 137, "process 1 was killed by signal 9"), ("all", 143, "stopped and saved after step")],
 )
 def test_a_run_that_is_ended_says_so_in_a_few_lines(tiny, tmp_path, what, code, message):
-    process = train(tiny, tmp_path, "train.steps=2000", "train.sample_every=0", "distributed.processes=2")
+    """Also by a signal that reaches the processes which read the data, as torchrun sends it."""
+    options = ("train.steps=2000", "train.sample_every=0", "data.num_workers=1")
+    process = train(tiny, tmp_path, *options, "distributed.processes=2")
     wait_for(tmp_path / "metrics.jsonl", lines=4)
     kill_one(process.pid) if what == "one" else process.terminate()
     said = process.communicate(timeout=60)[1]

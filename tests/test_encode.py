@@ -94,6 +94,14 @@ def test_the_same_command_again_changes_nothing_and_another_tokenizer_needs_anot
     assert "give another folder" in capsys.readouterr().err
 
 
+def test_the_tokenizers_beside_the_codes_are_those_of_the_last_call(tiny: Tiny, other: Path, tmp_path: Path) -> None:
+    out, state = tmp_path / "out", Path("image") / "state.safetensors"
+    for tokenizers in (tiny.root / "tokenizers", other):
+        assert encode(tiny, out, f"tokenizers={tokenizers}", "again=true", "splits=[val]") == 0
+        assert (out / "tokenizers" / state).read_bytes() == (tokenizers / state).read_bytes()
+    assert not list(out.glob(".tokenizers*"))
+
+
 @pytest.fixture(scope="module")
 def other(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokenizers of which that of images is a little different."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from anyxform.cli import main
 from anyxform.cli.build import prepared, typed
@@ -14,8 +15,8 @@ from anyxform.cli.eval import suited
 from anyxform.dataset import open_datasets
 from anyxform.field import Direction, Field
 from anyxform.pipeline import load
-from anyxform.selection import choose_items
-from tests.tiny import Tiny
+from anyxform.selection import choose_items, texts_of
+from tests.tiny import Tiny, tone, write_shard
 
 TRAINED = {
     "image>text:en", "image>text:fr", "audio>text:en", "text:en>image", "text:fr>image", "text:en>audio",
@@ -222,6 +223,26 @@ def test_by_way_of_another_field_is_two_steps_of_the_same_model(tiny: Tiny, run_
     scores = [ax.modalities["text"].metrics(answer, item.reference)["cer"] for answer, item in zip(second, items)]
     expected = sum(it.value * it.weight for it in scores) / sum(it.weight for it in scores)
     assert rows(tmp_path)["audio>text:fr"]["systems"]["via text:en"]["cer"]["value"] == pytest.approx(expected)
+
+
+def test_texts_of_the_training_data_can_be_left_out(tiny: Tiny, run_dir: Path, tmp_path: Path, capsys) -> None:
+    """Also those that are written in another way; not those of another language."""
+    texts = {"a": {"en": "A RED SQUARE."}, "b": {"en": "a brown square"}, "c": {"fr": "a red square"}}
+    wav = tone("red", "disc", torch.Generator())
+    made = [{"__key__": k, "en.wav": wav, "json": json.dumps({"text": t}).encode()} for k, t in texts.items()]
+    write_shard(tmp_path / "own.tar", made)
+    ax, fields = load(run_dir), {"text:*": "json.text.*"}
+    train, test = (
+        open_datasets({"it": {"shards": str(shards), "fields": fields}}, ax.modalities)
+        for shards in (tiny.root / "shapes/train-*.tar", tmp_path / "own.tar")
+    )
+    seen = texts_of(train, ax.modalities)
+    assert ("en", "aredsquare") in seen and len(seen) == 24
+    for known, keys in (((), {"a", "b", "c"}), (seen, {"b", "c"})):
+        found = choose_items(test, ax.modalities, patterns=["audio:en>text"], seen=known)
+        assert {item.key.removeprefix("it/") for item in found.items} == keys
+    assert main(tiny.evaluate(run_dir, "unseen_texts=true", "directions=[audio>text]", f"out={tmp_path}")) == 2
+    assert "holds nothing to judge this model on" in capsys.readouterr().err
 
 
 def test_the_shipped_checkpoint_is_judged_on_its_suite() -> None:

@@ -19,7 +19,7 @@ from anyxform.graph import files, parity
 from anyxform.graph.export import export, opened
 from anyxform.graph.task import Task
 from anyxform.model import Transformer
-from tests.tiny import PNG, Tiny
+from tests.tiny import PNG, Tiny, write_shard
 from tests.toy import ToyText
 
 GREEDY = {"temperature": 0, "choice_temperature": 0}
@@ -121,6 +121,17 @@ def test_a_damaged_shard_that_graphs_are_compared_on_is_named(
     words = ["--format", "torch", "--from", "image", "--to", "text:en", "--items", "1", "--on", str(cut)]
     assert main(["export", str(checkpoint), str(tmp_path / "graphs"), *words]) == 0
     assert f"{cut} does not end as a tar does" in capsys.readouterr().err
+
+
+def test_texts_of_one_token_are_exported_and_too_long_ones_left_out(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ("a", "qzx" * 40, "a red disc")
+    write_shard(tmp_path / "a.tar", [{"__key__": f"{n}", "en.txt": text.encode()} for n, text in enumerate(texts)])
+    words = ["--format", "torch", "--from", "text:en", "--to", "text:fr", "--on", str(tmp_path / "a.tar")]
+    assert main(["export", str(checkpoint), str(tmp_path / "graphs"), *words]) == 0
+    said = capsys.readouterr()
+    assert "… has 120 tokens, more than max_length=24" in said.err and "on 2 samples the same codes" in said.out
 
 
 @pytest.mark.parametrize(

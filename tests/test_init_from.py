@@ -301,6 +301,29 @@ def test_everything_but_the_stack_is_trained_with_muon_too(tiny: Tiny, tmp_path:
     assert main(tiny.train(tmp_path / "run", "train.freeze=[stack]", "optim=muon", "train.steps=3", "resume=auto")) == 0
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_is_trained_may_change_where_a_run_goes_on(tiny: Tiny, tmp_path: Path, optimizer: str) -> None:
+    words = (f"optim={optimizer}", "train.ema=null")
+    assert main(tiny.train(tmp_path / "run", *words, "train.steps=2")) == 0
+    before = weights(tmp_path / "run")
+    assert main(tiny.train(tmp_path / "run", *words, "train.freeze=[stack]", "train.steps=4", "resume=auto")) == 0
+    after = weights(tmp_path / "run")
+    moved = {part_of(name) for name in before if not torch.equal(before[name], after[name])}
+    assert moved and "stack" not in moved
+    assert main(tiny.train(tmp_path / "run", *words, "train.steps=5", "resume=auto")) == 0
+    last = weights(tmp_path / "run")
+    assert any(part_of(name) == "stack" and not torch.equal(after[name], last[name]) for name in after)
+
+
+def test_another_optimizer_needs_another_run(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for first, other in (("adamw", "muon"), ("muon", "adamw")):
+        assert main(tiny.train(tmp_path / first, f"optim={first}", "train.steps=1")) == 0
+        kept = (tmp_path / first / "config.yaml").read_text()
+        assert main(tiny.train(tmp_path / first, f"optim={other}", "train.steps=2", "resume=auto")) == 2
+        assert "was trained with another optim.name: resume with that" in capsys.readouterr().err
+        assert (tmp_path / first / "config.yaml").read_text() == kept
+
+
 def test_a_backbone_is_trained_or_kept_saved_and_gone_on_with(tiny: Tiny, tmp_path: Path) -> None:
     backbone = ("+modality.image.backbone=test_resnet", "+modality.image.backbone_size=64")
     for frozen in ("true", "false"):

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from anyxform.field import Field
+from anyxform.field import Direction, Field
 from anyxform.long import Job, pooled
 from anyxform.pipeline import Pipeline
 from anyxform.request import Generated
@@ -95,6 +95,16 @@ def test_only_one_of_several_sources_may_be_long(ax: Pipeline) -> None:
     assert ax(("audio", speech(words)), ("text", "what is said?"), to="text") == " ".join(words)
     with pytest.raises(ValueError, match=r"several sources \(audio, text\) are longer than the model reads at once"):
         ax(("audio", speech(words)), ("text", "word " * 200), to="text")
+
+
+def test_a_long_recording_of_one_utterance_may_be_any_of_the_sources(ax: Pipeline) -> None:
+    recording = speech(["river", "stone"], [15.0])
+    assert recording.seconds > 15
+    (spoken,) = ax.request(Direction.parse("audio>text"), [speech(["river", "stone"])]).sources
+    for given, values in (("audio+text", [recording, "what?"]), ("text+audio", ["what?", recording])):
+        (request,) = ax.job(Direction.parse(f"{given}>text"), values).requests
+        (heard,) = (it for it in request.sources if it.modality == "audio")
+        assert len(heard.positions) < len(spoken.positions) + 20  # without the silence before
 
 
 def test_what_cannot_be_joined_is_refused_as_ever() -> None:
@@ -194,8 +204,6 @@ def test_a_long_text_becomes_one_text_with_its_own_separators(monkeypatch: pytes
 
 
 def test_seeds_of_pieces_differ_and_the_first_is_the_callers(ax: Pipeline) -> None:
-    from anyxform.field import Direction
-
     job = ax.job(Direction.parse("audio>text"), [speech(words_of(0))], seed=7)
     seeds = [request.seed for request in job.requests]
     assert seeds[0] == 7 and len(set(seeds)) == len(seeds) > 5 and max(s for s in seeds if s) < 2**62

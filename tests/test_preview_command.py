@@ -54,6 +54,15 @@ def test_the_first_card_is_the_first_sample_of_a_training(tiny: Tiny, tmp_path: 
     assert f"<td>{first.direction.replace('>', '&gt;')}</td><td>100.0%</td>" in page
 
 
+def test_folders_of_others_are_left_alone(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "mine.png").write_bytes(b"mine")
+    assert preview(tiny, tmp_path) == 2
+    assert f"{tmp_path / 'media'} is there already, and is not known" in capsys.readouterr().err
+    assert (tmp_path / "media" / "mine.png").read_bytes() == b"mine"
+    assert preview(tiny, tmp_path / "page", "samples=1") == 0 == preview(tiny, tmp_path / "page", "samples=2")
+
+
 def test_what_is_broken_is_shown_as_such(tiny: Tiny, tmp_path: Path) -> None:
     first, second, third, *_ = samples("val", 1)
     alone = {"__key__": third["__key__"], "png": third["png"]}

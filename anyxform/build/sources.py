@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -60,7 +61,7 @@ class Folder:
 
     def entries(self, left_out: list[str]) -> Iterator[Entry]:
         found: dict[str, list[tuple[str, Path, int, int]]] = {}
-        for parent, folders, names in os.walk(self.root):
+        for parent, folders, names in os.walk(self.root, onerror=lambda error: left_out.append(str(error))):
             folders.sort()
             for name in sorted(name for name in names if not name.startswith(".")):
                 path = Path(parent) / name
@@ -68,7 +69,11 @@ class Folder:
                 if ending.lower().rpartition(".")[2] not in self.extensions | {"json"}:
                     left_out.append(f"{path}: no modality reads .{ending}")
                     continue
-                info = path.stat()
+                try:
+                    info = path.stat()
+                except OSError as error:  # a link to nothing
+                    left_out.append(str(error))
+                    continue
                 key = (path.parent / stem).relative_to(self.root).as_posix()
                 found.setdefault(key, []).append((ending.lower(), path, info.st_size, info.st_mtime_ns))
         for key, files in sorted(found.items()):
@@ -99,6 +104,19 @@ class Columns:
             if name.split(".")[0] not in columns and name not in columns:
                 raise ValueError(f"{table} has no column {name!r}: {did_you_mean(name, list(columns))}")
 
+    def values(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Each field's value, if the row has one."""
+        found = {name: _value(row, column) for name, column in self.fields.items()}
+        return {name: value for name, value in found.items() if value not in (None, "")}
+
+    def paths(self, values: Mapping[str, Any], folder: Path) -> list[Path]:
+        """The files that values stand for."""
+        return [
+            folder / value
+            for name, value in values.items()
+            if isinstance(value, str) and not self.kinds[Field.parse(name).modality].literal
+        ]
+
     def entry(self, row: Mapping[str, Any], number: int, place: Any, size: int = 0, split: str = "") -> Entry:
         key = re.sub(r"[./\\\s]+", "_", str(_value(row, self.key))) if self.key else f"{number:09d}"
         group = str(_value(row, self.group)) if self.group else key
@@ -106,28 +124,28 @@ class Columns:
             split = SPLITS.get(str(_value(row, self.split)).lower(), "")
         return Entry(key, group, place, size, split)
 
-    def members(self, row: Mapping[str, Any], folder: Path) -> dict[str, bytes]:
+    def members(self, values: Mapping[str, Any], folder: Path) -> dict[str, bytes]:
         """Texts are values themselves where the modality takes texts; else they are paths below `folder`."""
         found = {}
-        for name, column in self.fields.items():
-            wanted, value = Field.parse(name), _value(row, column)
-            if value in (None, ""):
-                continue
+        for name, value in values.items():
+            wanted = Field.parse(name)
             kind = self.kinds[wanted.modality]
             extension, data = kind.extensions[0], b""
-            if isinstance(value, Mapping):  # as Hugging Face has pictures and recordings
+            if isinstance(value, Mapping) and value.keys() & {"path", "bytes"}:  # Hugging Face's pictures, recordings
                 path, data = value.get("path") or "", value.get("bytes") or b""
                 extension = _extension(path, kind) or extension
                 data = data or (folder / path).read_bytes()
             elif isinstance(value, bytes):
                 data = value
+            elif not isinstance(value, str | int | float):
+                raise ValueError(f"{name}: {value!r:.80} is no single value: give a column that holds one in each row")
             elif kind.literal:
                 data = str(value).encode()
             else:
                 extension = _extension(str(value), kind)
                 if not extension:
                     raise ValueError(
-                        f"{column}: {value!r} is no file of {wanted.modality} ({', '.join(kind.extensions)})"
+                        f"{name}: {value!r} is no file of {wanted.modality} ({', '.join(kind.extensions)})"
                     )
                 data = (folder / str(value)).read_bytes()
             found[".".join(filter(None, (wanted.variant, extension)))] = data
@@ -147,6 +165,15 @@ def _extension(path: str, kind: Kind) -> str:
     return ending if ending in kind.extensions else ""
 
 
+def _state(path: Path) -> tuple[str, int, int]:
+    """A file, its size and its time, by which a build that goes on tells whether it has changed; 0: it is not there."""
+    try:
+        info = path.stat()
+    except OSError:
+        return str(path), 0, 0
+    return str(path), info.st_size, info.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class Table:
     """A CSV, TSV or JSONL file; paths in it are relative to its folder."""
@@ -156,28 +183,36 @@ class Table:
     endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".jsonl", ".ndjson")
 
     def entries(self, left_out: list[str]) -> Iterator[Entry]:
-        wanted = {name.split(".")[0] for name in self.columns.fields.values()} | set(self.columns.fields.values())
         seen: dict[str, None] = {}
         for number, row in self._rows(left_out):
             seen |= dict.fromkeys(row)
-            yield self.columns.entry(row, number, {name: row[name] for name in row if name in wanted})
+            values = self.columns.values(row)
+            files = [_state(path) for path in self.columns.paths(values, self.path.parent)]
+            size = sum(size for _, size, _ in files) + sum(len(it) for it in values.values() if isinstance(it, str))
+            yield self.columns.entry(row, number, (values, files), size)
         self.columns.check(list(seen), self.path)  # a row of JSON may lack any
 
-    def read(self, place: Mapping[str, Any]) -> dict[str, bytes]:
-        return self.columns.members(place, self.path.parent)
+    def read(self, place: tuple[Mapping[str, Any], Any]) -> dict[str, bytes]:
+        return self.columns.members(place[0], self.path.parent)
 
     def _rows(self, left_out: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         with open(self.path, encoding="utf-8-sig", newline="") as file:
             if self.path.suffix in (".csv", ".tsv"):
                 reader = csv.DictReader(file, delimiter="\t" if self.path.suffix == ".tsv" else ",", strict=True)
-                for number, row in enumerate(reader):
+                for number in count():
+                    try:
+                        row = next(reader)
+                    except StopIteration:
+                        return
+                    except csv.Error as error:  # it goes on with the next line
+                        left_out.append(f"{self.path}: line {reader.line_num + 1} is broken: {error}")
+                        continue
                     if None in row or None in row.values():
                         left_out.append(
                             f"{self.path}: row {number + 1} has another number of columns than the first line"
                         )
                     else:
                         yield number, row
-                return
             for number, line in enumerate(file):
                 try:
                     row = json.loads(line)
@@ -198,20 +233,31 @@ class Arrow:
 
     def entries(self, left_out: list[str]) -> Iterator[Entry]:
         number, light = 0, [c for c in (self.columns.key, self.columns.group, self.columns.split) if c]
-        for path in sorted(self.root.rglob("*.arrow")):
+        fields = tuple(self.columns.fields.items())
+        for path in _arrow_files(self.root):
             table = _arrow(path)
             self.columns.check(table.column_names, path)
-            size = path.stat().st_size // max(1, len(table))
+            state = _state(path)
+            size = state[1] // max(1, len(table))
             split = SPLITS.get(path.parent.name.lower(), "") if path.parent != self.root else ""
             small = table.select(list(dict.fromkeys(c.split(".")[0] for c in light)))
             for place in range(len(table)):
                 row = small.slice(place, 1).to_pylist()[0] if light else {}
-                yield self.columns.entry(row, number, (path, place), size, split)
+                yield self.columns.entry(row, number, (path, place, state, fields), size, split)
                 number += 1
 
-    def read(self, place: tuple[Path, int]) -> dict[str, bytes]:
-        path, number = place
-        return self.columns.members(_arrow(path).slice(number, 1).to_pylist()[0], self.root)
+    def read(self, place: tuple[Path, int, Any, Any]) -> dict[str, bytes]:
+        path, number, *_ = place
+        return self.columns.members(self.columns.values(_arrow(path).slice(number, 1).to_pylist()[0]), self.root)
+
+
+def _arrow_files(root: Path) -> list[Path]:
+    """Those of the datasets below a folder, without the caches that the library writes beside them."""
+    found: list[Path] = []
+    for state in sorted(root.rglob("state.json")):
+        files = json.loads(state.read_text(encoding="utf-8")).get("_data_files") or []
+        found += [state.parent / file["filename"] for file in files]
+    return found or sorted(path for path in root.rglob("*.arrow") if not path.name.startswith(("cache-", "tmp")))
 
 
 @lru_cache(maxsize=64)

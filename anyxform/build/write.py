@@ -83,17 +83,17 @@ def _parts(split: str, entries: Sequence[Entry], samples: int, size: int) -> Ite
 
 
 def begin(out: Path, parts: Sequence[Part], again: bool = False) -> list[Part]:
-    """The parts that are not there yet. ValueError: the folder holds shards of another plan, unless `again`."""
+    """The parts that are not there yet; with `again`, all. ValueError: the folder holds shards of another plan."""
     record = {"shards": {part.name: part.digest for part in parts}}
     path = out / RECORD
     there = sorted(out.glob("*.tar"))
     known = json.loads(path.read_text()) if path.is_file() else {}
-    if (known or there) and known != record:
-        if not again:
-            raise ValueError(
-                f"{out} holds shards of another source, of other options or of a source that has changed since: give "
-                "another folder, or --again (again=true) to write all anew"
-            )
+    if (known or there) and known != record and not again:
+        raise ValueError(
+            f"{out} holds shards of another source, of other options or of a source that has changed since: give "
+            "another folder, or --again (again=true) to write all anew"
+        )
+    if again:
         for old in there:
             for file in (old, Path(name_beside(str(old))), _left_out_path(old)):
                 file.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from anyxform.candidates import Rank
 from anyxform.field import Direction, Field
 from anyxform.long import Job, Made, pooled
 from anyxform.pipeline import Pipeline
+from anyxform.sampling import sampling_of
 from anyxform.subtitles import check
 
 _T = TypeVar("_T")
@@ -73,11 +74,12 @@ def by_way(
     for chunk in _chunks(asked, batch_size):
         jobs: dict[int, Job] = {}
         for place, it in enumerate(chunk):
-            field = pipeline.route(it.direction, via) if isinstance(it, Asked) else None
-            if isinstance(it, Failure) or field is None:
+            if isinstance(it, Failure):
                 continue
             try:
-                jobs[place] = pipeline.job(replace(it.direction, target=field), it.values, seed + it.number)
+                field = pipeline.route(it.direction, via)
+                if field is not None:
+                    jobs[place] = pipeline.job(replace(it.direction, target=field), it.values, seed + it.number)
             except ValueError as error:
                 chunk[place] = Failure.of(error)
         made = pipeline.perform(list(jobs.values()), batch_size=batch_size)
@@ -107,11 +109,16 @@ def _job(pipeline: Pipeline, asked: Asked | Failure, choice: Choice) -> Job | Fa
     try:
         job = pipeline.job(asked.direction, asked.values, choice.seed + asked.number)
         check(choice.format, job)
+        _check_spelling(pipeline, asked.direction, choice)
         if choice.words:
             pipeline.check_words(asked.direction)
     except ValueError as error:
         return Failure.of(error)
     return job
+
+
+def _check_spelling(pipeline: Pipeline, direction: Direction, choice: Choice) -> None:
+    pipeline.check_spelling(sampling_of(choice.options), direction.sources[0].modality, direction.target.modality)
 
 
 def _best(pipeline: Pipeline, asked: Sequence[Asked | Failure], choice: Choice) -> list[Made | Failure]:
@@ -122,6 +129,7 @@ def _best(pipeline: Pipeline, asked: Sequence[Asked | Failure], choice: Choice) 
         try:
             if isinstance(it, Asked):
                 request = pipeline.request(it.direction, it.values)
+                _check_spelling(pipeline, it.direction, choice)
                 requests[place] = it, replace(request, seed=choice.seed + it.number)
         except ValueError as error:
             results[place] = Failure.of(error)

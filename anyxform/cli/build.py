@@ -53,6 +53,13 @@ def typed(config: Any, defaults: Any, name: str = "") -> Any:
     return type(defaults)(config)
 
 
+def check_data(data: Any) -> None:
+    """ValueError: what a config of data lacks."""
+    for name in ("root", "datasets", "directions", "tokens_per_row", "pool", "num_workers"):
+        if not isinstance(data, Mapping) or name not in data:
+            raise ValueError(f"the config of the data has no {name}: docs/train.md shows all that belongs into one")
+
+
 def listed(patterns: str | list[str] | None) -> list[str]:
     """One pattern, several or none as a list."""
     return [patterns] if isinstance(patterns, str) else patterns or []

@@ -11,7 +11,7 @@ from rich.table import Table
 from anyxform.check import KINDS, Checked, check, digests
 from anyxform.checkpoint import write_json
 from anyxform.cli.bar import progress_bar
-from anyxform.cli.build import build_modalities, listed, prepared, typed
+from anyxform.cli.build import build_modalities, check_data, listed, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.dataset import open_datasets
 from anyxform.directions import Directions
@@ -24,6 +24,7 @@ SHOWN = 10
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns 1 where there is a problem, as opposed to a remark."""
     config = typed(compose("check", prepared(arguments)), compose("check", []))
+    check_data(config["data"])
     data = config["data"]
     modalities = build_modalities(config["modality"], config["tokenizers"])
     datasets = open_datasets(data["datasets"], modalities, root=data["root"], split=config["split"])

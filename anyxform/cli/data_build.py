@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--samples", type=int, default=10_000, help="of a shard, at most (default: 10000)")
     parser.add_argument("--megabytes", type=float, default=500, help="of a shard, about, at most (default: 500)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
-    parser.add_argument("--again", action="store_true", help="write all anew where OUT holds other shards")
+    parser.add_argument("--again", action="store_true", help="write all anew, whatever OUT holds")
     options = parser.parse_args(arguments)
 
     from anyxform.build.sources import Kind, Options, open_source
@@ -79,6 +79,8 @@ def _tell(out: Path, shards: Counter[str], before: int, skipped: Sequence[str]) 
         print(f"left out: {line}", file=sys.stderr)
     if len(skipped) > SHOWN:
         print(f"left out: and {len(skipped) - SHOWN:,} more", file=sys.stderr)
+    if skipped:
+        print("once that is mended, --again writes all anew", file=sys.stderr)
     counts = ", ".join(f"{name} {count}" for name, count in shards.items())
     print(f"{out}: shards: {counts}" + (f"; {before} were there before" if before else ""))
     print(f'for a config: {{shards: "{out.name}/{{split}}-*.tar"}} below data.root={out.parent}')

@@ -1,5 +1,6 @@
 """`anyxform data encode [key=value …]`: copy shards, with the codes of targets beside the samples."""
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyxform.cli.bar import progress_bar
-from anyxform.cli.build import build_modalities, listed, prepared, typed
+from anyxform.cli.build import build_modalities, check_data, listed, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.cli.processes import in_processes
 from anyxform.field import did_you_mean
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     from anyxform.build.write import begin, left_out
 
     config = typed(compose("encode", prepared(arguments)), compose("encode", []))
+    check_data(config["data"])
     modalities = _chosen(build_modalities(config["modality"], config["tokenizers"]), listed(config["targets"]))
     out = Path(str(config["out"]))
     skipped: list[str] = []
@@ -42,13 +44,12 @@ def main(arguments: Sequence[str]) -> int:
     for folder in sorted({job.folder for job in jobs}):
         own = {job.part.name: job for job in jobs if job.folder == folder}
         missing += [own[part.name] for part in begin(folder, [job.part for job in own.values()], config["again"])]
+    _copy_tokenizers(Path(str(config["tokenizers"])), out / "tokenizers")
     with progress_bar() as bar:
         total = sum(len(job.part.entries) for job in jobs)
         task = bar.add_task("samples", total=total, completed=total - sum(len(job.part.entries) for job in missing))
         for count in in_processes(partial(_encode, modalities=modalities), missing, config["workers"]):
             bar.advance(task, count)
-    if Path(config["tokenizers"]).is_dir() and not (out / "tokenizers").exists():
-        shutil.copytree(config["tokenizers"], out / "tokenizers")
     for folder in {job.folder for job in jobs}:
         skipped += left_out(folder)
     for line in skipped:
@@ -56,6 +57,16 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{out}: {total:,} samples in {len(jobs)} shards, with codes of {', '.join(modalities)}")
     print(f"to train on them: data.root={out}")
     return int(bool(skipped))
+
+
+def _copy_tokenizers(source: Path, place: Path) -> None:
+    """Those of the codes and of the texts beside them, in place of others that were there."""
+    if not source.is_dir() or source.resolve() == place.resolve():
+        return
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    shutil.copytree(source, temporary)
+    shutil.rmtree(place, ignore_errors=True)
+    temporary.replace(place)
 
 
 def _chosen(modalities: "Mapping[str, Modality]", names: Sequence[str]) -> "dict[str, Modality]":
@@ -74,13 +85,14 @@ def _jobs(
 ) -> Iterator[_Job]:
     """Every shard once, to be written to the same place below `out` as it has below the data's root."""
     from anyxform.build.write import Part
-    from anyxform.dataset import shards_of
+    from anyxform.dataset import check_datasets, shards_of
     from anyxform.encode import Encoded
 
     data, seen = config["data"], set[str]()
     root = str(data["root"])
     if Path(root).resolve() == out.resolve():
         raise ValueError(f"out={out} is where the shards are: give another folder")
+    check_datasets(data["datasets"])
     for dataset in data["datasets"].values():
         fields = dataset.get("fields") or {}
         for shard in (it for split in listed(config["splits"]) for it in shards_of(dataset, root, split)):

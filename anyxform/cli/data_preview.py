@@ -1,11 +1,11 @@
 """`anyxform data preview [key=value …]`: a page of samples and directions as training draws them."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from anyxform.cli.build import NONE, build_modalities, dataset_weights, prepared, typed
+from anyxform.cli.build import NONE, build_modalities, check_data, dataset_weights, prepared, typed
 from anyxform.cli.conf import compose
+from anyxform.cli.own import clear
 from anyxform.data import near_shards
 from anyxform.dataset import open_datasets
 from anyxform.demo.media import Gallery
@@ -17,6 +17,7 @@ from anyxform.preview import draw, page
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     config = typed(compose("preview", prepared(arguments)), compose("preview", []))
+    check_data(config["data"])
     if config["samples"] < 1 or config["draws"] < config["samples"]:
         raise ValueError(f"samples={config['samples']} must be 1 or more, and draws={config['draws']} no fewer")
     data, out = config["data"], Path(config["out"])
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     order = Order(sizes, dataset_weights(data["datasets"], datasets), config["seed"], near_shards(datasets))
     directions = Directions(data["directions"], data.get("hold_out") or ())
     drawn = list(draw(datasets, modalities, directions, order, config["draws"]))
-    shutil.rmtree(out / "media", ignore_errors=True)  # an earlier page's
+    clear(out, ["media"])
     gallery = Gallery(out / "media")
     title = f"{', '.join(datasets)}: {config['split']}"
     html = page(datasets, modalities, drawn, config["samples"], gallery, title)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anyxform.cli.arguments import Parser
+from anyxform.cli.own import clear
 
 NAME = "demo"
 STARTER = Path("data/starter")
@@ -64,13 +65,10 @@ class _Demo:
         print(f"[{_clock(time.perf_counter() - self.began)}] {text}", file=sys.stderr, flush=True)
 
     def run(self) -> int:
-        import shutil
-
         from anyxform.demo.slice import write_slice
 
         self.say("choosing a slice of the starter: some thirty things, and numbers in two languages")
-        for part in ("run", "data", "media"):  # what an earlier demo left
-            shutil.rmtree(self.out / part, ignore_errors=True)
+        clear(self.out, ("run", "data", "media"))
         counts = write_slice(self.options.starter, self.out / "data", self.options.seed)
         self.say(", ".join(f"{name} {count}" for name, count in counts.items()))
         self.say(f"training from nothing for about {self.options.minutes:g} minutes")

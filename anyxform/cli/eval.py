@@ -1,7 +1,7 @@
 """`anyxform eval [CHECKPOINT] [key=value …]`: every direction × its metrics, with intervals, beside the baselines."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from anyxform.field import Direction, did_you_mean, matches
 from anyxform.heatmap import draw_heatmap
 from anyxform.pipeline import STARTER, Pipeline, load
 from anyxform.sampling import sampling_of
-from anyxform.selection import Selection, choose_items
+from anyxform.selection import Selection, choose_items, texts_of
 from anyxform.statistics import Interval
 
 CHOICE = ("split", "datasets", "directions", "hold_out", "limit", "via")
 """What says on what a model is judged."""
-OWN = (*CHOICE, "sampling", "baselines", "candidates", "rank")
+OWN = (*CHOICE, "unseen_texts", "sampling", "baselines", "candidates", "rank")
 """What a part of a suite may have of its own."""
-SETTINGS = ("checkpoint", "dtype", "part", *CHOICE, "sampling", "seed", "candidates", "rank")
+SETTINGS = ("checkpoint", "dtype", "part", *CHOICE, "unseen_texts", "sampling", "seed", "candidates", "rank")
 Say = Callable[[str], None]
 Config = dict[str, Any]
 
@@ -41,7 +41,11 @@ def main(arguments: list[str]) -> int:
     for part in parts.values():
         sampling_of(part["sampling"])  # complains before anything is read
     pipeline = load(config["checkpoint"], device=config["device"], dtype=config["dtype"])
-    chosen = {name: select(pipeline, part) for name, part in parts.items()}
+    seen = set[tuple[str, str]]()
+    if any(part["unseen_texts"] for part in parts.values()):
+        say("reading the texts of the training data")
+        seen = texts_of(_open(pipeline, config, config["baselines_split"]), pipeline.modalities)
+    chosen = {name: select(pipeline, part, seen if part["unseen_texts"] else ()) for name, part in parts.items()}
     for reason, count in sum((it.refused for it in chosen.values()), Counter[str]()).most_common(3):
         say(f"left out {count} times: {reason}")
     for name, selection in chosen.items():
@@ -160,8 +164,11 @@ def _nothing(pipeline: Pipeline, config: Config, chosen: Selection) -> str:
     )
 
 
-def select(pipeline: Pipeline, config: Config) -> Selection:
-    """The items of a config: of the trained directions unless others are named, held out ones included."""
+def select(pipeline: Pipeline, config: Config, seen: Container[tuple[str, str]] = ()) -> Selection:
+    """The items of a config: of the trained directions unless others are named, held out ones included.
+
+    `seen`: texts that must be no part of them.
+    """
     trained = [Direction.parse(name) for name in pipeline.facts.get("directions", [])]
     attributes = {it for it in pipeline.model.condition_ids if not it.startswith("to:")}
 
@@ -179,6 +186,7 @@ def select(pipeline: Pipeline, config: Config) -> Selection:
         seed=config["seed"],
         known=known,
         new_only=config["split"] == config["instance_split"],
+        seen=seen,
     )
 
 

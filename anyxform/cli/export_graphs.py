@@ -2,12 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from anyxform.cli.run_shards import pair
 
 if TYPE_CHECKING:
+    from anyxform.dataset import Reader
+    from anyxform.field import Field
     from anyxform.graph.task import Task
 
 SEED = 0
@@ -68,9 +70,20 @@ def _held_out(task: "Task", options: argparse.Namespace) -> Iterator[list[Any]]:
     for line in samples.damage:
         print(line, file=sys.stderr)
     for readers in samples.readable():
-        item = []
-        for wanted, source in zip(task.direction.sources, task.sources):
-            fitting = [it for it in readers if it.modality == wanted.modality and wanted.variant in ("", it.variant)]
-            item += [source.load(readers[fitting[0]]())] if fitting else []
-        if len(item) == len(task.sources):
-            yield item
+        try:
+            if item := _item(task, readers):
+                yield item
+        except ValueError as error:  # training leaves it out too
+            print(f"left out: {error}", file=sys.stderr)
+
+
+def _item(task: "Task", readers: Mapping["Field", "Reader"]) -> list[Any]:
+    """The values of a sample for all sources; none if it lacks one. ValueError: one cannot be read, or is too long."""
+    values = []
+    for wanted, source in zip(task.direction.sources, task.sources):
+        fitting = [it for it in readers if it.modality == wanted.modality and wanted.variant in ("", it.variant)]
+        if not fitting:
+            return []
+        values.append(source.load(readers[fitting[0]]()))
+    task.preprocessed(values)
+    return values

@@ -1,6 +1,7 @@
 """Several processes with the command that was given: started and watched here by torchrun's launcher, or by SLURM."""
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ def elsewhere(options: Mapping[str, Any], overrides: Sequence[str], run_dir: str
             f"distributed.nodes={options['nodes']} is not possible here alone: give distributed=slurm, or run torchrun "
             "on each machine"
         )
-    return launch(options, overrides) if _processes(options) > 1 else None
+    return launch(options, overrides) if _processes(options) > 1 or options["restarts"] else None
 
 
 def _processes(options: Mapping[str, Any]) -> int:
@@ -51,6 +52,8 @@ def launch(options: Mapping[str, Any], overrides: Sequence[str], endpoint: str =
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     # else processes that are started again find in the launcher's store the addresses of those that are gone
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # else they are killed after 30 s, in the middle of the step or of the checkpoint that they end with
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(math.ceil(options["timeout"])))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it tells tracebacks of its own
     config = LaunchConfig(
         min_nodes=options["nodes"], max_nodes=options["nodes"], nproc_per_node=processes, rdzv_backend="c10d",

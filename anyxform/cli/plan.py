@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
 
 def _budget(options: Any) -> int:
     from anyxform.budget import Setting, plan
-    from anyxform.cli.build import prepared, typed
+    from anyxform.cli.build import check_data, prepared, typed
     from anyxform.cli.conf import compose
     from anyxform.hardware import device
     from anyxform.model import PRESETS
@@ -55,6 +55,7 @@ def _budget(options: Any) -> int:
             raise ValueError(f"{name} {value:g} is not possible: give more than 0")
     words = prepared([*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])])
     config = typed(compose("train", words), compose("train", []))
+    check_data(config["data"])
     if options.sizes and config["model"].get("init_from"):
         raise ValueError("--sizes and model.init_from= do not go together: the weights have one size")
     train = config["train"]

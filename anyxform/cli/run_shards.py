@@ -40,10 +40,10 @@ def convert_shards(options: argparse.Namespace, chosen: Mapping[str, Any]) -> in
     from anyxform.convert import convert, file_name, list_failures, shards_of  # torch is imported only now
 
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
-    shards = shards_of(options.inputs)[rank::ranks]
-    wanted = [shard for shard in shards if not (options.out / file_name(shard)).exists()]
+    shards = shards_of(options.inputs)
+    wanted = [shard for shard in shards[rank::ranks] if not (options.out / file_name(shard)).exists()]
     conversion = _conversion(options, chosen)
-    for line in _told(convert(conversion, shards, options.out), wanted):
+    for line in _told(convert(conversion, shards, options.out, rank, ranks), wanted):
         print(f"rank {rank}: {line}" if ranks > 1 else line, file=sys.stderr, flush=True)
     failures = list_failures(options.out)
     if failures:
@@ -68,6 +68,7 @@ def _conversion(options: argparse.Namespace, chosen: Mapping[str, Any]) -> "Conv
         sources,
         fields,
         copy=options.copy,
+        dtype=options.dtype,
         seed=options.seed,
         batch_size=options.batch_size,
         options=chosen,

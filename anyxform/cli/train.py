@@ -18,7 +18,7 @@ import yaml
 
 from anyxform import __version__, resume
 from anyxform import train as training
-from anyxform.cli.build import Data, build_modalities, listed, modality_classes, prepared, typed
+from anyxform.cli.build import Data, build_modalities, check_data, listed, modality_classes, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.cli.interrupts import Interrupted, Interrupts
 from anyxform.cli.launch import LOST, elsewhere
@@ -28,8 +28,9 @@ from anyxform.distributed import ALONE, Lost, Parallel, World, joined, whole_mod
 from anyxform.field import did_you_mean
 from anyxform.float8 import to_float8
 from anyxform.init_from import begin, told
+from anyxform.modality import registry
 from anyxform.model import Transformer, compile_blocks
-from anyxform.optim import EMA, OPTIMIZERS, learning_rate
+from anyxform.optim import EMA, learning_rate, optimizer_named
 from anyxform.overfit import ENOUGH, one_of_each, overfit, rows_of
 from anyxform.parts import freeze
 from anyxform.pipeline import Pipeline, pick_device
@@ -43,6 +44,7 @@ from anyxform.train import Metrics, TrainState, averaged, validation_loss
 def main(overrides: list[str]) -> int:
     """Run the command with hydra overrides; returns the exit code, 130 or 143 after Ctrl-C or SIGTERM."""
     config = typed(compose("train", prepared(overrides)), compose("train", []))
+    check_data(config["data"])
     debug = config["train"]["debug"]
     if debug not in (None, "overfit"):
         raise ValueError(f"train.debug={debug} is unknown: use overfit, or null for none")
@@ -79,7 +81,7 @@ class Run:
             ("train.align_weight", self.options["align_weight"], 0),
             ("data.num_workers", config["data"]["num_workers"], 0),
         ):
-            if not least <= value < math.inf:
+            if value is None or not least <= value < math.inf:
                 raise ValueError(f"{name}={value} is not possible: give {least} or more")
         if (kind := config["distributed"]["checkpoint"]) not in ("whole", "sharded"):
             raise ValueError(f"distributed.checkpoint={kind!r} is unknown: use whole or sharded")
@@ -106,6 +108,9 @@ class Run:
         self.began_with = began_with(self.origin, self.start)
         config["model"] = sized(config["model"], self.origin, overrides)
         self.modalities = build_modalities(config["modality"], config["tokenizers"], self.origin)
+        for name in self.options["loss_weights"] or {}:
+            if name not in (known := [*self.modalities, *registry()]):
+                raise ValueError(f"train.loss_weights names {name!r}: {did_you_mean(name, known)}")
         self.taken = ""
         self.state = self._fresh_state()
         self.directions = [str(it) for it in self.data.trained_directions(list(self.modalities))]
@@ -128,10 +133,7 @@ class Run:
         strategy = self.config["distributed"]["strategy"]
         self.parallel = Parallel(model, self.world, strategy, bf16=self.options["bf16"])
         optim = {name: self.config["optim"].get(name) for name in ("lr", "betas", "weight_decay", "part_lr")}
-        name = self.config["optim"]["name"]
-        if name not in OPTIMIZERS:
-            raise ValueError(f"optim.name={name!r} is unknown: {did_you_mean(str(name), list(OPTIMIZERS))}")
-        make = OPTIMIZERS[name]
+        make = optimizer_named(self.config["optim"]["name"])
         ema = self.options["ema"]
         return TrainState(model, make(model, **optim), None if ema is None else EMA(model, ema))
 
@@ -187,10 +189,15 @@ class Run:
             return steps
         return max(state.step, min(steps, math.ceil(state.step * limit / state.seconds)))
 
+    def learning_rate(self, step: int) -> float:
+        """That of a step. ValueError: the schedule is none."""
+        optim = self.config["optim"]
+        schedule = {name: optim[name] for name in ("warmup", "schedule", "final", "decay")}
+        return float(optim["lr"]) * learning_rate(step, steps=self.planned, **schedule)
+
     def steps(self, rows: Iterable[tuple[Batch, Any]]) -> Iterator[Metrics]:
         """The run's steps as its config wants them."""
-        options, optim = self.options, self.config["optim"]
-        schedule = {name: optim[name] for name in ("warmup", "schedule", "final", "decay")}
+        options = self.options
         names = (
             "steps", "rows_per_step", "exit_every", "max_nonfinite", "clip", "bf16", "exit_weight", "length_weight",
             "align_weight",
@@ -198,7 +205,7 @@ class Run:
         return training.train(
             self.state,
             rows,
-            lr=lambda step: optim["lr"] * learning_rate(step, steps=self.planned, **schedule),
+            lr=self.learning_rate,
             seconds=60 * options["minutes"] or math.inf,
             seed=self.config["seed"],
             parallel=self.parallel,
@@ -216,7 +223,9 @@ class Run:
             self._tell(f"{self.start} has been trained for {state.step} steps: for more, give a larger {more}")
             return 0
         pad = options["compile"] or self.device.type == "cuda"
-        rows = self.rows(pad)  # whose mistakes are said before anything is written
+        rows = self.rows(pad)  # mistakes are said before anything is written
+        rows.check(state.position)
+        self.learning_rate(state.step)
         if self.world.leads:
             self.dir.mkdir(parents=True, exist_ok=True)
             self._write_config()

@@ -97,6 +97,8 @@ def opened(folder: Path) -> Answers:
 def _parts(task: Task, tensors: Sequence[Tensor], slots: int) -> dict[str, _Part]:
     target, prefill = task.target, _prefill(task, slots, task.direction.sources)
     sizes = [_sizes(it.source_sizes, name) for it, name in zip(task.sources, task.inputs)]
+    # a size of 1 would be taken for one that never varies
+    tensors = [torch.cat([it, it]) if varies and len(it) == 1 else it for it, varies in zip(tensors, sizes)]
     parts = {"prefill": _Part(prefill, tensors, sizes, task.inputs, prefill.outputs)}
     with torch.no_grad():
         keys, values, length, first, *_ = prefill(*tensors)

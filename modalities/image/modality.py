@@ -82,7 +82,7 @@ class Image(Modality):
         return pixels.write(value)
 
     def preprocess(self, value: Picture, train: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        picture = pixels.square(value.convert("RGB"), self.size)
+        picture = pixels.square(pixels.plain(value), self.size)
         if train and self.augment:
             return augment(picture, generator, self.augment).unsqueeze(0)
         return pixels.to_tensor(picture).unsqueeze(0)
@@ -133,13 +133,13 @@ class Image(Modality):
 
     def extended(self, spec: str, value: Picture) -> tuple[Picture, Tensor]:
         """Larger by ``left,top,right,bottom`` pixels."""
-        return region.extended(spec, value.convert("RGB"))
+        return region.extended(spec, pixels.plain(value))
 
     def divided(self, value: Picture, mask: Tensor) -> tuple[Tensor, Tensor]:
         return self.codes(self.preprocess(value)), ~region.touched(mask, self.size, self.code_grid)
 
     def paste(self, original: Picture, edited: Picture, mask: Tensor) -> Picture:
-        return region.paste(original.convert("RGB"), edited, mask)
+        return region.paste(pixels.plain(original), edited, mask)
 
     def fit(self, values: Sequence[Picture], *, steps: int | None = None, seed: int = 0) -> Iterator[dict[str, float]]:
         from modalities.image.tokenizer import train

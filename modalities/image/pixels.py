@@ -41,12 +41,14 @@ def read(data: bytes) -> Picture:
         size = f"{picture.width} by {picture.height}"
         raise ValueError(f"the picture has {size} pixels, more than {MAX_PIXELS} in all: scale it down")
     try:
-        return _over_white(ImageOps.exif_transpose(picture))
+        return plain(picture)
     except _BROKEN as error:
         raise ValueError(f"the {picture.format} picture is broken or cut short: {error}") from None
 
 
-def _over_white(picture: Picture) -> Picture:
+def plain(picture: Picture) -> Picture:
+    """A copy of any picture as RGB, upright, transparency over white."""
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits of grey, which PIL would clip instead of scale
         picture = PIL.Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
     if not picture.has_transparency_data:

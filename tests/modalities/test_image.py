@@ -77,6 +77,17 @@ def test_transparency_becomes_white(mode: str) -> None:
     assert Image(**SMALL).load(encoded(clear, "PNG", **options)).getpixel((5, 5)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_picture_is_read_as_its_file_is(mode: str) -> None:
+    picture = PIL.Image.new("RGBA", (16, 16), (200, 30, 60, 0))
+    picture.paste((10, 90, 200, 255), (4, 4, 12, 12))
+    picture = picture.convert(mode)
+    image = Image(size=16, width=16)
+    file = BytesIO()
+    picture.save(file, "PNG")
+    assert torch.equal(image.preprocess(picture), image.preprocess(image.load(file.getvalue())))
+
+
 def test_sixteen_bits_of_grey_are_scaled() -> None:
     grey = PIL.Image.new("I;16", (20, 20), 32768)
     assert Image(**SMALL).load(encoded(grey, "PNG")).getpixel((0, 0)) == (127, 127, 127)
