@@ -148,13 +148,17 @@ class Parallel:
                     parameter.grad = None
 
 
-def whole_model(model: Transformer, modalities: Mapping[str, Modality]) -> Transformer:
-    """A copy of a sharded model that one process can use alone. All processes make one."""
-    copy = Transformer(modalities=modalities, conditions=list(model.condition_ids), **model.config())
-    copy.to(next(model.parameters()).device)
-    into = copy.state_dict()
+def whole_model(model: Transformer, modalities: Mapping[str, Modality], wanted: bool = True) -> Transformer | None:
+    """A copy of a sharded model that one process can use alone, in those where it is wanted; all take part in it."""
+    copy = None
+    if wanted:
+        copy = Transformer(modalities=modalities, conditions=list(model.condition_ids), **model.config())
+        copy.to(next(model.parameters()).device)
+    into = {} if copy is None else copy.state_dict()
     for name, tensor in model.state_dict().items():
-        into[name].copy_(whole(tensor.detach()))
+        found = whole(tensor.detach())
+        if into:
+            into[name].copy_(found)
     return copy
 
 

@@ -158,10 +158,14 @@ class Pipeline:
         """The field by way of which to go; None: directly. ValueError: `via` is unknown, or ``auto`` and no table."""
         if via != "auto":
             return None if via is None else self.field(via)
+        trained = map(Direction.parse, self.facts.get("directions", ()))
+        return best_route(self.judged(), direction, trained)
+
+    def judged(self) -> Sequence[Mapping[str, Any]]:
+        """The rows of the evaluation table. ValueError: there is none."""
         if self.path is None:
             raise ValueError("via=auto reads the evaluation table of a checkpoint, and this model is from none")
-        trained = map(Direction.parse, self.facts.get("directions", ()))
-        return best_route(read_table(self.path), direction, trained)
+        return read_table(self.path)
 
     def onward(
         self,

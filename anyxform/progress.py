@@ -212,6 +212,22 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is damaged ({error}): restore it, or move it away to do without losses") from error
 
 
+def until(journal: Sequence[Mapping[str, Any]], step: int | None) -> list[Mapping[str, Any]]:
+    """The lines up to a checkpoint's step: the run may have gone on since."""
+    return [line for line in journal if step is None or line["step"] <= step]
+
+
+def configs_until(run: Path, step: int | None) -> list[tuple[Path, str]]:
+    """The configs that trained a run up to a checkpoint's step, each with its name as of then: the last is config.yaml.
+
+    Those before are ``config-until-<step>.yaml``.
+    """
+    found = sorted(run.glob("config-until-*.yaml"))
+    before = [path for path in found if step is None or int(path.stem.rpartition("-")[2]) < step]
+    last = found[len(before)] if len(before) < len(found) else run / "config.yaml"
+    return [(path, path.name) for path in before] + ([(last, "config.yaml")] if last.is_file() else [])
+
+
 def thinned(journal: Sequence[Mapping[str, Any]], points: int) -> list[dict[str, Any]]:
     """A run's lines as means over equal stretches of it: of the loss, of validation, and of each pair of modalities."""
     size = -(-len(journal) // points)

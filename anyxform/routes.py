@@ -67,7 +67,7 @@ def best_route(rows: Sequence[Row], direction: Direction, trained: Iterable[Dire
             return None
         raise ValueError(
             f"via=auto: {pattern} was neither trained nor judged: say via=FIELD, or judge it with anyxform eval "
-            f"directions={pattern} via=FIELD, then anyxform card --report"
+            f"'directions={pattern}' via=FIELD, then anyxform card --report"
         )
     gains: dict[str, list[tuple[float, int]]] = {}
     for row in (row for row in fitting if row["metric"] == fitting[0]["metric"]):

@@ -143,10 +143,19 @@ class Sampling:
 def sampling_of(options: Mapping[str, Any]) -> Sampling:
     """Options by name; a ValueError names one that does not exist."""
     known = list(Sampling.__dataclass_fields__)
-    for name in options:
+    for name, value in options.items():
         if name not in known:
             raise ValueError(f"no option is called {name!r}: {did_you_mean(name, known)}")
+        if name != "decoding" and value is not None and (isinstance(value, bool) or not isinstance(value, _kind(name))):
+            wanted = "a whole number" if _kind(name) is int else "a number"
+            raise ValueError(f"{name}={value!r} is not possible: give {wanted}")
     return Sampling(**options)
+
+
+def _kind(name: str) -> Any:
+    """Of what type the numbers of an option are."""
+    whole = name in ("draft_layers", "length") or type(Sampling.__dataclass_fields__[name].default) is int
+    return int if whole else int | float
 
 
 def uniforms(generators: Sequence[torch.Generator], lengths: Sequence[int], size: int, columns: int = 1) -> Tensor:

@@ -27,17 +27,19 @@ def mixture(count: int, seed: int = 0) -> Segments:
     return Segments(starts, [p for p, _, _ in shapes], [t for _, t, _ in shapes], [c for _, _, c in shapes])
 
 
-def padded(segments: Segments, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """What a padded batch does: every example as long as the longest, one call with a mask."""
+def padded(segments: Segments, *inputs: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Inputs ``[B, H, longest, C]`` of a padded batch, every example as long as the longest, and its mask.
+
+    Both are made once a batch, for all blocks of a model.
+    """
     lengths, longest = segments.lengths, max(segments.lengths)
     mask = torch.zeros(len(lengths), 1, longest, longest, dtype=torch.bool)
     mask[..., 0] = True  # so that no row of padding is empty
     for number, (p, t, causal) in enumerate(zip(segments.prefixes, segments.targets, segments.causal)):
         mask[number, 0, : p + t, : p + t] = may_attend(Segments([0], [p], [t], [causal]), p + t)
-    parts = [x.split(lengths) for x in (q, k, v)]
-    q, k, v = (torch.nn.utils.rnn.pad_sequence(list(part), batch_first=True).transpose(1, 2) for part in parts)
-    output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-    return torch.cat([row[:length] for row, length in zip(output, lengths)])
+    parts = [x.detach().split(lengths) for x in inputs]
+    together = [torch.nn.utils.rnn.pad_sequence(list(part), batch_first=True).transpose(1, 2) for part in parts]
+    return [x.contiguous().requires_grad_() for x in together], mask
 
 
 def main() -> None:
@@ -49,13 +51,14 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         inputs = [torch.randn(size, HEADS, HEAD_DIM, dtype=dtype, requires_grad=True) for _ in range(3)]
         loop = SegmentAttention(segments, size)
+        batch, mask = padded(segments, *inputs)
 
         def ours(loop: SegmentAttention = loop, inputs: list[Tensor] = inputs) -> float:
             loop(*inputs).sum().backward()
             return size
 
-        def peer(inputs: list[Tensor] = inputs) -> float:
-            padded(segments, *inputs).sum().backward()
+        def peer(batch: list[Tensor] = batch, mask: Tensor = mask) -> float:
+            F.scaled_dot_product_attention(batch[0], batch[1], batch[2], attn_mask=mask).sum().backward()
             return size
 
         results.append(compare(f"segment loop against padded batch, {dtype}", ours, peer, unit="tokens/s"))

@@ -324,6 +324,8 @@ def test_shards_of_something_else_are_not_overwritten(folder, tmp_path, capsys):
         (["table.csv", "--field", "photo"], "--field photo: write FIELD=COLUMN"),
         (["double.csv", "--field", "image=photo", "--key", "name"], "two samples have the key 'same': give --key"),
         (["."], "out is inside ."),
+        (["out/*.tar", "--again"], "out is where the shards of out/*.tar are: give another folder"),
+        (["out/train-0.tar", "--again"], "out is where the shards of"),
     ],
 )
 def test_mistakes_are_one_line(folder, rows, tmp_path, monkeypatch, arguments, message, capsys):
@@ -331,9 +333,12 @@ def test_mistakes_are_one_line(folder, rows, tmp_path, monkeypatch, arguments, m
     table(tmp_path / "double.csv", [row | {"name": "same"} for row in rows])
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
+    if "--again" in arguments:
+        write_shard(tmp_path / "out" / "train-0.tar", SAMPLES)
+    before = sorted(tmp_path.rglob("*"))
     assert build(*arguments[:1], "out", *arguments[1:]) == 2
     said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert message in said and said.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before
 
 
 def test_files_that_no_modality_reads_are_named(folder, tmp_path, capsys):

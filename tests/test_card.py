@@ -8,6 +8,7 @@ import pytest
 
 from anyxform.card import model_card
 from anyxform.cli import main
+from tests.tiny import Tiny
 
 
 def interval(value):
@@ -68,10 +69,31 @@ def test_a_folder_of_reports_is_read_whole(run_dir: Path, tmp_path: Path) -> Non
 
 def test_what_it_was_trained_with_before_is_named(run_dir: Path, tmp_path: Path) -> None:
     run = shutil.copytree(run_dir, tmp_path / "mine")
-    (run / "config-until-00001234.yaml").write_text("{}")
+    (run / "config-until-00000004.yaml").write_text("{}")
     assert main(["card", str(run)]) == 0
     card = (run / "MODEL_CARD.md").read_text()
-    assert "- Up to step 1,234 it was trained as `config-until-00001234.yaml` says." in card
+    assert "- Up to step 4 it was trained as `config-until-00000004.yaml` says." in card
+
+
+def test_the_card_of_an_earlier_checkpoint_tells_of_no_later_training(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(tiny.train(run, "train.checkpoint_every=3")) == 0
+    (early, *_) = sorted((run / "checkpoints").glob("step-*"))
+    steps = int(early.name.removeprefix("step-"))
+    last = max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert steps < last
+    for before, text in ((steps - 1, "first"), (steps + 1, "second")):
+        (run / f"config-until-{before:08d}.yaml").write_text(f"experiment: {text}\n")
+    for name, checkpoint in (("early", early), ("late", run)):
+        assert main(["card", str(checkpoint), "-o", str(tmp_path / f"{name}.md")]) == 0
+    early_card, late_card = ((tmp_path / f"{name}.md").read_text() for name in ("early", "late"))
+    assert "](early.svg)" in early_card and "](late.svg)" in late_card
+    assert (tmp_path / "early.svg").read_text() != (tmp_path / "late.svg").read_text()
+    later = f"config-until-{steps + 1:08d}.yaml"
+    assert later in late_card and later not in early_card and f"config-until-{steps - 1:08d}.yaml" in early_card
+    assert main(["export", str(early), str(tmp_path / "exported")]) == 0
+    assert (tmp_path / "exported" / "config.yaml").read_text() == "experiment: second\n"
+    assert not (tmp_path / "exported" / later).exists()
 
 
 def test_little_recorded_is_little_said() -> None:

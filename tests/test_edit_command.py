@@ -105,6 +105,7 @@ def test_what_was_changed_by_another_program_is_not_undone(edit) -> None:
         (["disc.png", "--redo", "0,0,8,8", "-o", "out.jpg"], "-o out.jpg: image is written as .png"),
         (["disc.png", "--redo", "0,0,8,8", "-o", "out.jsonl"], "-o out.jsonl: give a file or a folder"),
         (["disc.png", "--redo", "0,0,8,8", "-n", "0"], "n=0 is not possible: give 1 candidate or more"),
+        (["a red disc", "--redo", "red", "-n", "0"], "n=0 is not possible: give 1 candidate or more"),
         (["disc.png", "--redo", "0,0,8,8", "--rank", "best"], "argument --rank: invalid choice: 'best'"),
         (["disc.png", "--redo", "0,0,8,8", "--steps", "0"], "steps=0 is not possible"),
         (["disc.png", "--undo"], "there is nothing to undo: 'disc.png' has no disc.png.edits/history.json"),
@@ -113,10 +114,10 @@ def test_what_was_changed_by_another_program_is_not_undone(edit) -> None:
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], message: str, edit, here: Path) -> None:
-    before = sorted(here.rglob("*"))
+    before = {path: path.is_file() and path.read_bytes() for path in here.rglob("*")}
     code, out, err = edit(*arguments)
     assert code == 2 and err.startswith("anyxform: error: ") and message in err and err.count("\n") == 1 and not out
-    assert sorted(here.rglob("*")) == before, "nothing is written"
+    assert {path: path.is_file() and path.read_bytes() for path in here.rglob("*")} == before, "nothing is written"
 
 
 def test_a_broken_history_is_named(edit) -> None:

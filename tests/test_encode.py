@@ -99,7 +99,13 @@ def test_the_tokenizers_beside_the_codes_are_those_of_the_last_call(tiny: Tiny, 
     for tokenizers in (tiny.root / "tokenizers", other):
         assert encode(tiny, out, f"tokenizers={tokenizers}", "again=true", "splits=[val]") == 0
         assert (out / "tokenizers" / state).read_bytes() == (tokenizers / state).read_bytes()
-    assert not list(out.glob(".tokenizers*"))
+    assert sorted(path.name for path in (out / "tokenizers").iterdir()) == ["audio", "image", "text"]
+
+
+def test_tokenizers_of_others_are_not_replaced(tiny: Tiny, other: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(other, tmp_path / "out" / "tokenizers")
+    assert encode(tiny, tmp_path / "out", "splits=[val]") == 2
+    assert "tokenizers is there already, and is not known to be of an earlier call" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

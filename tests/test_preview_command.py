@@ -60,6 +60,9 @@ def test_folders_of_others_are_left_alone(tiny: Tiny, tmp_path: Path, capsys: py
     assert preview(tiny, tmp_path) == 2
     assert f"{tmp_path / 'media'} is there already, and is not known" in capsys.readouterr().err
     assert (tmp_path / "media" / "mine.png").read_bytes() == b"mine"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("mine")
+    assert preview(tiny, tmp_path / "site") == 2 and (tmp_path / "site" / "index.html").read_text() == "mine"
     assert preview(tiny, tmp_path / "page", "samples=1") == 0 == preview(tiny, tmp_path / "page", "samples=2")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import anyxform
+from anyxform.candidates import FAR
 from anyxform.cli import main
 from anyxform.field import Direction, Field
 from anyxform.pipeline import Pipeline
@@ -69,8 +70,8 @@ def test_candidates_on_the_command_line(ax: Pipeline, tmp_path: Path, monkeypatc
     said = capsys.readouterr()
     assert "the text is empty" in said.err
     first, second = (line.split("\t")[1] for line in said.out.splitlines())
-    assert first in {ax("a red disc", to="text:en", temperature=1.0, length=6, seed=2 * k) for k in range(4)}
-    assert second in {ax("a blue disc", to="text:en", temperature=1.0, length=6, seed=2 + 2 * k) for k in range(4)}
+    assert first in {ax("a red disc", to="text:en", temperature=1.0, length=6, seed=k << FAR) for k in range(4)}
+    assert second in {ax("a blue disc", to="text:en", temperature=1.0, length=6, seed=2 + (k << FAR)) for k in range(4)}
 
 
 # The choice

@@ -1,6 +1,7 @@
 """`anyxform run` on files and texts: where results go, and one line that says what to do about bad input."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -194,6 +195,8 @@ def test_words_are_told_by_models_that_learnt_where_they_are(run, talk: Path, ti
         assert run("talk.wav", *spelt, checkpoint=Path("run"))[0] == 0
         code, _, err = run("talk.wav", *spelt)
         assert code == 2 and f"align_weight={weight} is not possible: this model has learnt where words are from" in err
+    code, out, err = run("talk.wav", "disc.png", "--to", "text:en", "--align-weight", "0.5", checkpoint=Path("run"))
+    assert code == 1 and out.startswith("talk.wav\t") and "learnt where words are from audio to text" in err
     for it in segments:
         assert " ".join(word["word"] for word in it["words"]) in ("", " ".join(it["text"].split()))
         assert all(it["start"] <= word["start"] <= word["end"] <= it["end"] for word in it["words"])
@@ -258,6 +261,7 @@ def bad_files(here: Path) -> None:
     Path("long.wav").write_bytes(write(Waveform(0.1 * torch.arange(32_000.0).sin())))
     Path("silent.wav").write_bytes(write(Waveform(torch.zeros(32_000))))
     Path("data.xyz").write_bytes(b"123")
+    Path("old.jsonl").write_text("{}\n")
     Path("latin.txt").write_bytes("été".encode("latin-1"))
     Path("folder").mkdir()
 
@@ -312,6 +316,9 @@ def bad_files(here: Path) -> None:
         (["disc.png", "--to", "image", "-o", "out.jpg"], "-o out.jpg: image is written as .png"),
         (["disc.png", "disc.wav", "-o", "out.txt"], "-o out.txt is one file, and there are several inputs"),
         (["disc.png", "-o", "disc.wav/out.txt"], "disc.wav"),
+        (["disc.wav", "-o", "old.jsonl", "--words"], "--words is not possible with txt: they are written with -f json"),
+        (["disc.png", "-o", "old.jsonl", "-n", "2", "-f", "json"], "-n 2 is not possible with json"),
+        (["disc.png", "-o", "old.jsonl", "--length", "9999"], "length=9999 is not possible"),
         (["disc.png", "--checkpoint", "nowhere"], "there is no checkpoint at nowhere: give the folder of a run"),
         (["disc.png", "--checkpoint", "folder"], "folder holds no checkpoint: give the folder of a run"),
         (["disc.png", "--checkpoint", "disc.png"], "disc.png holds no checkpoint: give the folder of a run"),
@@ -323,12 +330,23 @@ def test_a_mistake_is_one_line(
     bad_files(here)
     defaults = {"--to": "text:en", "--checkpoint": str(run_dir)}
     given = [word for option, value in defaults.items() if option not in arguments for word in (option, value)]
-    before = sorted(here.rglob("*"))
+    before = contents(here)
     assert main(["run", *arguments, *given]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("anyxform: error: ") and message in said.err and not said.out
     assert said.err.count("\n") == 1 and len(said.err) < 400
-    assert sorted(here.rglob("*")) == before, "nothing is written"
+    assert contents(here) == before, "nothing is written"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def test_a_name_that_is_no_unicode_is_printed_all_the_same(run, here: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    Path(odd).write_bytes(PNG)
+    code, out, _ = run(odd, "disc.png", "--to", "text:en")
+    assert code == 0 and out.startswith("caf\\udce9.png\t") and "\ndisc.png\t" in out
 
 
 def test_what_is_missing_is_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

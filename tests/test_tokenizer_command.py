@@ -13,28 +13,33 @@ import torch
 from anyxform.checkpoint import load_modality
 from anyxform.cli import tokenizer
 from anyxform.modality import registry
+from modalities.audio import Waveform
+from modalities.text import Text
+from tests.tiny import write_shard
 
 Values = dict[str, list[bytes]]
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Runs the command on given values of each split instead of on shards."""
+ENDINGS = {"text": "txt", "image": "png", "audio": "wav"}
 
-    def run(modality: dict[str, Any], values: Values, **options: Any) -> Path:
-        config = {
+
+@pytest.fixture
+def command(tmp_path: Path):
+    """Runs the command on shards of given values of each split."""
+
+    def run(modality: dict[str, Any], values: Values, *words: str, shards: str = "one-{split}.tar") -> Path:
+        for group, config in {
             "modality": modality,
-            "data": {"datasets": {"one": {"shards": "one-{split}.tar"}}},
-            "steps": 2,
-            "seed": 0,
-            "out": str(tmp_path),
-            "max_values": 100,
-            "max_held_out": 10,
-        }
-        monkeypatch.setattr(tokenizer, "compose", lambda name, overrides: config | options)
-        monkeypatch.setattr(tokenizer, "field_values", lambda data, name, split: iter(values.get(split, [])))
-        assert tokenizer.main([]) == 0
-        return tmp_path / modality["name"]
+            "data": {"root": str(tmp_path), "datasets": {"one": {"shards": shards}}},
+        }.items():
+            (tmp_path / "conf" / group).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "conf" / group / "mine.yaml").write_text(json.dumps(config))
+        for split, some in values.items():
+            members = [{"__key__": f"{n:03d}", ENDINGS[modality["name"]]: data} for n, data in enumerate(some)]
+            write_shard(tmp_path / shards.format(split=split), members)
+        mine = ["--config-dir", str(tmp_path / "conf"), "modality=mine", "data=mine", f"out={tmp_path / 'out'}"]
+        assert tokenizer.main([*mine, *(() if modality["name"] == "text" else ["steps=2"]), *words]) == 0
+        return tmp_path / "out" / modality["name"]
 
     return run
 
@@ -45,7 +50,7 @@ def drawn(name: str, number: int) -> list[bytes]:
 
 
 def test_text_is_fitted_reported_and_saved(command, capsys: pytest.CaptureFixture[str]) -> None:
-    texts = [f"a red fish, number {n % 7}".encode() for n in range(50)]
+    texts = [f"a red fish, number {n}".encode() for n in range(50)]
     folder = command({"name": "text", "vocab_size": 300}, {"train": texts, "val": [b"a red fish"]})
     text = load_modality(folder)
     assert 256 < text.vocab_size <= 300
@@ -63,9 +68,47 @@ def test_images_come_with_a_comparison(command, capsys: pytest.CaptureFixture[st
 
 
 def test_where_shards_are_not_split_some_values_are_held_out(command) -> None:
-    data = {"datasets": {"one": {"shards": "one.tar"}}}
-    folder = command({"name": "text"}, {"train": drawn("text", 40)}, data=data)
-    assert (folder / "report.json").exists()
+    for shards in ("one.tar", "two-{split}.tar"):  # of which there are those of `train` alone
+        folder = command({"name": "text"}, {"train": drawn("text", 40)}, shards=shards)
+        assert (folder / "report.json").exists()
+
+
+def test_values_without_a_split_of_their_own_are_not_held_out(command, tmp_path: Path, monkeypatch) -> None:
+    """Beside datasets that have one."""
+    seen: list[Any] = []
+    report = Text.report
+    monkeypatch.setattr(Text, "report", lambda self, values: (seen.extend(values), report(self, values))[1])
+    write_shard(tmp_path / "all.tar", [{"__key__": f"{n}", "txt": f"also trained {n}".encode()} for n in range(9)])
+    more = "+data.datasets.two={shards: all.tar}"
+    command({"name": "text"}, {"train": drawn("text", 20), "val": [b"held out"]}, more)
+    assert seen == ["held out"]
+
+
+def test_recordings_longer_than_the_model_reads_are_used(command) -> None:
+    modality = registry()["audio"](max_seconds=2.0)
+    recordings = [
+        modality.save(Waveform(0.1 * torch.randn(n * 16_000, generator=torch.Generator().manual_seed(n))))
+        for n in (1, 3, 4)
+    ]
+    given = {"name": "audio", "max_seconds": 2.0, "width": 16, "num_codebooks": 1}
+    folder = command(given, {"train": recordings, "val": recordings[2:]})
+    assert (folder / "compare.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("modality", "word", "message"),
+    [
+        ({"name": "image", "size": 32, "width": 16}, "steps=0", "steps=0 is not possible: give 1 or more"),
+        ({"name": "image", "size": 32, "width": 16}, "steps=many", "steps=many is not possible: give a number"),
+        ({"name": "text"}, "max_values=abc", "max_values=abc is not possible: give a number"),
+        ({"name": "text", "size": 3}, "seed=1", "modality.text: "),
+        ({"name": "audio", "levels": [8, 5, 2]}, "seed=1", "levels >= 3"),
+        ({"name": "text"}, "~data.root", "the config of the data has no root"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(command, modality: dict[str, Any], word: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        command(modality, {"train": [b"x"]}, word)
 
 
 def test_broken_values_are_counted_and_left_out(command, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +121,7 @@ def test_broken_values_are_counted_and_left_out(command, capsys: pytest.CaptureF
 
 def test_no_values_is_one_clear_line(command) -> None:
     with pytest.raises(ValueError, match="too few text values"):
-        command({"name": "text"}, {})
+        command({"name": "text"}, {"train": [b"a"]})
 
 
 def test_a_sample_is_fair_and_small() -> None:

@@ -98,7 +98,7 @@ def begin(out: Path, parts: Sequence[Part], again: bool = False) -> list[Part]:
             for file in (old, Path(name_beside(str(old))), _left_out_path(old)):
                 file.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("*.tmp"):  # of a build that was killed
+    for old in out.glob("*.tar.*.tmp"):  # of a build that was killed
         old.unlink()
     path.write_text(json.dumps(record, indent=1) + "\n")
     return [part for part in parts if not Path(name_beside(str(out / part.name))).is_file()]

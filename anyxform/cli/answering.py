@@ -12,6 +12,8 @@ from anyxform.pipeline import Pipeline
 from anyxform.sampling import sampling_of
 from anyxform.subtitles import check
 
+POOL = 4
+"""Batches that are answered together, so that a row whose answer is done goes to the next input."""
 _T = TypeVar("_T")
 
 
@@ -71,6 +73,7 @@ def by_way(
     pipeline: Pipeline, asked: Iterable[Asked | Failure], via: str, seed: int, batch_size: int
 ) -> Iterator[Asked | Failure]:
     """What is left to ask behind the field `via`; ``auto``: where that is better."""
+    pipeline.judged() if via == "auto" else pipeline.field(via)  # what is wrong for all of them is said at once
     for chunk in _chunks(asked, batch_size):
         jobs: dict[int, Job] = {}
         for place, it in enumerate(chunk):
@@ -97,7 +100,7 @@ def answers(pipeline: Pipeline, asked: Iterable[Asked | Failure], choice: Choice
             yield from _best(pipeline, chunk, choice)
         return
     options = {**choice.options, "batch_size": choice.batch_size, "words": choice.words}
-    for pool in pooled((_job(pipeline, it, choice) for it in asked), choice.batch_size):
+    for pool in pooled((_job(pipeline, it, choice) for it in asked), POOL * choice.batch_size):
         made = iter(pipeline.perform([job for job in pool if isinstance(job, Job)], **options))
         for job in pool:
             yield next(made) if isinstance(job, Job) else job

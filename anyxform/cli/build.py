@@ -16,10 +16,13 @@ from anyxform.init_from import Origin
 from anyxform.modality import Modality, get_modality
 from anyxform.model import Transformer
 from anyxform.rows import Rows
+from anyxform.storage import is_remote
 
 NONE = "none"
 OPEN = ("sampling", "train.loss_weights", "distributed.slurm", "optim.part_lr")
 """Dictionaries of the configs that are empty, and may hold any keys."""
+NULL = ("train.ema",)
+"""Numbers that there may be none of."""
 FREE = ("datasets", "directions", "resume", "processes", "other_decoding")
 """Keys whose values may be of another type than their defaults."""
 
@@ -43,9 +46,12 @@ def typed(config: Any, defaults: Any, name: str = "") -> Any:
         return {key: typed(value, known.get(key), f"{name}.{key}".lstrip(".")) for key, value in config.items()}
     if isinstance(defaults, str) and isinstance(config, int | float):
         return str(config)  # a folder that is named like a year
-    if config is None or type(config) is type(defaults) or not isinstance(defaults, bool | int | float):
+    if type(config) is type(defaults) or not isinstance(defaults, bool | int | float):
+        return config
+    if config is None and (name in NULL or name.startswith(("model.", "modality."))):
         return config
     if isinstance(defaults, bool) or isinstance(config, bool) or not isinstance(config, int | float):
+        config = "null" if config is None else config
         wanted = "true or false" if isinstance(defaults, bool) else "a number"
         raise ValueError(f"{name}={config} is not possible: give {wanted}")
     if isinstance(defaults, int) and not float(config).is_integer():
@@ -53,9 +59,12 @@ def typed(config: Any, defaults: Any, name: str = "") -> Any:
     return type(defaults)(config)
 
 
-def check_data(data: Any) -> None:
+OF_DATA = ("root", "datasets", "directions", "tokens_per_row", "pool", "num_workers")
+
+
+def check_data(data: Any, names: Sequence[str] = OF_DATA) -> None:
     """ValueError: what a config of data lacks."""
-    for name in ("root", "datasets", "directions", "tokens_per_row", "pool", "num_workers"):
+    for name in names:
         if not isinstance(data, Mapping) or name not in data:
             raise ValueError(f"the config of the data has no {name}: docs/train.md shows all that belongs into one")
 
@@ -86,19 +95,27 @@ def build_modality(config: Mapping[str, Any], tokenizers: str = NONE, origin: Or
     try:
         if not folder and origin is not None and (found := origin.modality(name, **arguments)) is not None:
             return found
-        folder = folder or (tokenizers if tokenizers == NONE else str(Path(tokenizers) / name))
+        folder = folder or (tokenizers if tokenizers == NONE else _below(str(tokenizers), name))
         if folder == NONE:
             return get_modality(name)(**arguments)
         if published := get_modality(name).published(Path(folder)):
             return get_modality(name)(**{**arguments, **published})
     except TypeError as error:
         raise ValueError(f"modality.{name}: {error}: see the modality's arguments") from error
+    if is_remote(folder):
+        raise ValueError(
+            f"the tokenizer for {name} cannot be read from {folder}: give tokenizers=, a folder on the disk"
+        )
     if not Path(folder).is_dir():
         raise ValueError(
             f"there is no tokenizer for {name} in {folder}: run anyxform tokenizer modality={name} "
             f"out={Path(folder).parent}, or, if it needs none, say +modality.{name}.tokenizer=none"
         )
     return load_modality(folder, **arguments)
+
+
+def _below(tokenizers: str, name: str) -> str:
+    return f"{tokenizers.rstrip('/')}/{name}" if is_remote(tokenizers) else str(Path(tokenizers) / name)
 
 
 def build_modalities(

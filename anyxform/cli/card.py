@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     from anyxform.card import model_card
     from anyxform.checkpoint import find, write_json
     from anyxform.curve import training_curve
-    from anyxform.progress import read_journal
+    from anyxform.progress import configs_until, read_journal, until
     from anyxform.routes import FILE, table
 
     folder = find(options.checkpoint).resolve()
@@ -39,15 +39,17 @@ def main(arguments: list[str]) -> int:
     out = options.out or options.checkpoint / NAME
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {str(out.parent)!r} to write {out.name} into: make it first")
-    journal = read_journal(run / "metrics.jsonl")
+    config = _config(folder / "config.json")
+    steps = config.get("facts", {}).get("steps")
+    journal, name = until(read_journal(run / "metrics.jsonl"), steps), f"{out.stem}.svg" if options.out else CURVE
     curve = training_curve(journal)
     reports = [_report(path) for given in options.report for path in _reports(given)]
     text = model_card(
         options.title or run.name,
-        _config(folder / "config.json"),
+        config,
         journal=journal,
-        curve=CURVE if curve else "",
-        earlier=sorted(path.name for path in run.glob("config-until-*.yaml")),
+        curve=name if curve else "",
+        earlier=[it for _, it in configs_until(run, steps) if it != "config.yaml"],
         reports=reports,
         licences=options.licences.read_text(encoding="utf-8") if options.licences else "",
     )
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> int:
     if reports:
         write_json(folder / FILE, table(reports))
     if curve:
-        (out.parent / CURVE).write_text(curve, encoding="utf-8")
+        (out.parent / name).write_text(curve, encoding="utf-8")
     print(out)
     return 0
 

@@ -39,15 +39,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--again", action="store_true", help="write all anew, whatever OUT holds")
     options = parser.parse_args(arguments)
 
-    from anyxform.build.sources import Kind, Options, open_source
+    from anyxform.build.sources import Kind, Options, Shards, open_source
     from anyxform.build.write import begin, left_out, plan, write
     from anyxform.modality import registry
+    from anyxform.storage import is_remote
 
     if options.out.resolve().is_relative_to(Path(options.source).resolve()):
         raise ValueError(f"{options.out} is inside {options.source}: give a folder outside")
     fields = dict(_pair(text) for text in options.field)
     kinds = {name: Kind(it.extensions, it.literal) for name, it in registry().items()}
     source = open_source(options.source, Options(kinds, fields, options.key, options.group, options.split))
+    if isinstance(source, Shards) and any(
+        not is_remote(name) and Path(name).resolve().parent == options.out.resolve() for name in source.names
+    ):
+        raise ValueError(f"{options.out} is where the shards of {options.source} are: give another folder")
     skipped: list[str] = []
     parts = plan(
         source.entries(skipped), val=options.val, test=options.test, samples=options.samples,

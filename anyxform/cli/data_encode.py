@@ -1,6 +1,5 @@
 """`anyxform data encode [key=value …]`: copy shards, with the codes of targets beside the samples."""
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from anyxform.cli.bar import progress_bar
 from anyxform.cli.build import build_modalities, check_data, listed, prepared, typed
 from anyxform.cli.conf import compose
+from anyxform.cli.own import clear
 from anyxform.cli.processes import in_processes
 from anyxform.field import did_you_mean
 
@@ -60,13 +60,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _copy_tokenizers(source: Path, place: Path) -> None:
-    """Those of the codes and of the texts beside them, in place of others that were there."""
-    if not source.is_dir() or source.resolve() == place.resolve():
-        return
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    shutil.copytree(source, temporary)
-    shutil.rmtree(place, ignore_errors=True)
-    temporary.replace(place)
+    """Those of the codes and of the texts beside them, in place of others that an earlier call has copied."""
+    if source.is_dir() and _files(source) != _files(place):
+        clear(place.parent, [place.name], "encode")
+        shutil.copytree(source, place)
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _chosen(modalities: "Mapping[str, Modality]", names: Sequence[str]) -> "dict[str, Modality]":

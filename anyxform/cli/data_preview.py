@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     order = Order(sizes, dataset_weights(data["datasets"], datasets), config["seed"], near_shards(datasets))
     directions = Directions(data["directions"], data.get("hold_out") or ())
     drawn = list(draw(datasets, modalities, directions, order, config["draws"]))
-    clear(out, ["media"])
+    clear(out, ["media", "index.html"], "preview")
     gallery = Gallery(out / "media")
     title = f"{', '.join(datasets)}: {config['split']}"
     html = page(datasets, modalities, drawn, config["samples"], gallery, title)

@@ -14,6 +14,7 @@ from anyxform.cli.arguments import Parser
 from anyxform.cli.own import clear
 
 NAME = "demo"
+PARTS = ("run", "data", "media", "index.html", "report.json", "heatmap.png")
 STARTER = Path("data/starter")
 DRAWS = 3
 """Different drawings of the same words on the page."""
@@ -68,7 +69,7 @@ class _Demo:
         from anyxform.demo.slice import write_slice
 
         self.say("choosing a slice of the starter: some thirty things, and numbers in two languages")
-        clear(self.out, ("run", "data", "media"))
+        clear(self.out, PARTS, NAME)
         counts = write_slice(self.options.starter, self.out / "data", self.options.seed)
         self.say(", ".join(f"{name} {count}" for name, count in counts.items()))
         self.say(f"training from nothing for about {self.options.minutes:g} minutes")

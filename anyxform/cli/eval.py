@@ -11,7 +11,7 @@ from rich.table import Table
 
 from anyxform.assess import assess, training_set
 from anyxform.checkpoint import write_json
-from anyxform.cli.build import listed, prepared, typed
+from anyxform.cli.build import check_data, listed, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.dataset import Dataset, open_datasets, shards_of
 from anyxform.evaluate import MODEL, Report, Row
@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
     """Run the command; writes report.json and heatmap.png, prints a table, and returns the exit code."""
     named, overrides = _split(arguments)
     config = typed(compose("eval", prepared(suited(named, overrides))), compose("eval", []))
+    check_data(config["data"], ("root", "datasets", "directions"))
     config["checkpoint"] = named or config["checkpoint"]
     say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
     parts = _there(_parts(config), say)

@@ -2,10 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from anyxform.cli.arguments import Parser
 from anyxform.cli.export_graphs import write_graphs
@@ -81,7 +79,7 @@ def _write_weights(options: argparse.Namespace) -> None:
     from anyxform.average import average
     from anyxform.init_from import open_origin
     from anyxform.pipeline import located
-    from anyxform.progress import read_journal, thinned
+    from anyxform.progress import configs_until, read_journal, thinned, until
     from anyxform.routes import FILE
 
     source = checkpoint.find(options.checkpoint).resolve()
@@ -93,21 +91,16 @@ def _write_weights(options: argparse.Namespace) -> None:
         others = [open_origin(located(path)) for path in options.average]
         average(model, modalities, others, share)
         facts["averaged"] = {"share": share, "with": [other.history[-1]["name"] for other in others]}
-    journal = _until(read_journal(run / "metrics.jsonl"), facts.get("steps"))
+    journal = until(read_journal(run / "metrics.jsonl"), facts.get("steps"))
     with checkpoint.atomic_folder(options.out) as folder:
         dtype = None if options.dtype == "fp32" else torch.bfloat16
         copy = partial(checkpoint.copied, dtype=dtype)
         own = {name: config[name] for name in ("directions", "facts")}
         checkpoint.write(folder, checkpoint.contents(model, modalities, copy=copy, **own))
-        for path in sorted(run.glob("config*.yaml")):
-            (folder / path.name).write_bytes(path.read_bytes())
+        for path, name in configs_until(run, facts.get("steps")):
+            (folder / name).write_bytes(path.read_bytes())
         if (source / FILE).is_file():
             (folder / FILE).write_bytes((source / FILE).read_bytes())
         if journal:
             text = "".join(json.dumps(line) + "\n" for line in thinned(journal, POINTS))
             (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-
-
-def _until(journal: Sequence[Mapping[str, Any]], step: int | None) -> list[Mapping[str, Any]]:
-    """The lines up to the checkpoint's step: the run may have gone on since."""
-    return [line for line in journal if step is None or line["step"] <= step]

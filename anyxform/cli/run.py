@@ -158,7 +158,7 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"-n {options.n} is not possible with {writer.format}: candidates are of whole inputs")
         choice = Choice(options.n, options.rank, options.seed, options.batch_size, writer.format, options.words, chosen)
         for given, result in zip(inputs, answers(pipeline, asked, choice)):
-            if isinstance(result, Failure) and len(inputs) == 1 and writer.lines is None:
+            if isinstance(result, Failure) and len(inputs) == 1 and not writer.lined:
                 raise ValueError(result.reason)
             failed += isinstance(result, Failure)
             writer.write(given, result)

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from anyxform.checkpoint import save_modality, write_json
 from anyxform.cli.bar import progress_bar
+from anyxform.cli.build import build_modality, check_data, having_split, typed
 from anyxform.cli.conf import compose
 from anyxform.dataset import field_values
-from anyxform.modality import Modality, get_modality
+from anyxform.modality import Modality
 
 HELD_OUT = 20
 """One value in so many is held out of data whose shards are not split."""
@@ -20,16 +21,20 @@ HELD_OUT = 20
 
 def main(overrides: list[str]) -> int:
     """Run the command with hydra overrides; writes ``<out>/<modality>/`` and returns the exit code."""
-    config = compose("tokenizer", overrides)
+    config = typed(compose("tokenizer", overrides), {"seed": 0, "max_values": 1, "max_held_out": 1})
+    steps = config["steps"] if config["steps"] is None else typed(config["steps"], 1, "steps")
+    for name, value in (("steps", steps), ("max_values", config["max_values"])):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} is not possible: give 1 or more")
+    check_data(config["data"], ("root", "datasets"))
     console = Console(stderr=True)
-    arguments = dict(config["modality"])
-    modality = get_modality(arguments.pop("name"))(**arguments)
+    modality = build_modality(config["modality"])
     values, held_out = _read(modality, config, console)
     console.print(f"{modality.name}: fitting on {len(values)} values, {len(held_out)} held out")
-    _fit(modality, values, steps=config["steps"], seed=config["seed"], console=console)
-    report = modality.report(held_out)
+    _fit(modality, values, steps=steps, seed=config["seed"], console=console)
     folder = Path(config["out"]) / modality.name
-    save_modality(modality, folder)
+    save_modality(modality, folder)  # before anything can go wrong
+    report = modality.report(held_out)
     write_json(folder / "report.json", report)
     random.Random(config["seed"]).shuffle(held_out)  # the picture holds the first few
     modality.compare(held_out, str(folder / "compare.png"))
@@ -42,12 +47,12 @@ def _read(modality: Modality, config: Mapping[str, Any], console: Console) -> tu
     """Training and held-out values; a broken one is counted and left out."""
     data, broken = config["data"], list[str]()
 
-    def read(split: str, most: int) -> list[Any]:
+    def read(data: Mapping[str, Any], split: str, most: int) -> list[Any]:
         return list(_load(modality, sample(field_values(data, modality.name, split), most, config["seed"]), broken))
 
-    values = read("train", config["max_values"])
-    if any("{split}" in str(dataset["shards"]) for dataset in data["datasets"].values()):
-        held_out = read("val", config["max_held_out"])
+    values = read(data, "train", config["max_values"])
+    if having := having_split(data["datasets"], data["root"], "val"):
+        held_out = read({**data, "datasets": having}, "val", config["max_held_out"])
     else:
         held_out, values = values[::HELD_OUT], [v for number, v in enumerate(values) if number % HELD_OUT]
     if broken:

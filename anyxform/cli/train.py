@@ -270,7 +270,9 @@ class Run:
         """config.yaml; if the run goes on with another, the one so far is kept, named by its last step."""
         path, text = self.dir / "config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
         if self.start is not None and path.is_file() and _trained_by(path.read_text()) != _trained_by(text):
-            path.rename(self.dir / f"config-until-{self.state.step:08d}.yaml")
+            kept = self.dir / f"config-until-{self.state.step:08d}.yaml"
+            if not kept.exists():  # else this one has trained nothing
+                path.rename(kept)
         path.write_text(text)
 
     def _resume(self, checkpoint: Path) -> None:
@@ -313,7 +315,7 @@ class Run:
                 if stop:
                     break
         except Interrupted:
-            if state.step > begun:
+            if state.step > begun and not due(state.step, options["checkpoint_every"]):  # else it was saved just now
                 self._save(saver)
 
     def _save(self, saver: resume.Saver, val_loss: float | None = None) -> None:
@@ -349,10 +351,10 @@ class Run:
             if not items:
                 return
             with averaged(self.state) as model:
-                whole = model
+                whole: Transformer | None = model
                 if self.parallel.sharded:
-                    whole = whole_model(model, self.modalities)
-                if journal:
+                    whole = whole_model(model, self.modalities, wanted=journal is not None)
+                if journal and whole:
                     answers = Pipeline(whole, self.modalities).answer(
                         [item.direction for item in items], [item.sources for item in items]
                     )

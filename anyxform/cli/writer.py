@@ -30,6 +30,7 @@ class Writer:
         self.format = _format(form, out, modality)
         self.ending = self.format or (modality.extensions[0] if modality.extensions else "bin")
         self.sources = {Path(it).resolve() for it in (*inputs, *others) if there(it, Path.is_file)}
+        self.lined = out is not None and out.suffix == ".jsonl"
         self.lines: TextIO | None = None
         self.count = 0
         self.file: Path | None = None  # the one file that the user names
@@ -50,10 +51,6 @@ class Writer:
             self.file = out
 
     def __enter__(self) -> Self:
-        if self.out is not None and self.out.suffix == ".jsonl":
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            # a path that is no unicode is written as JSON's own \udcff
-            self.lines = open(self.out, "w", encoding="utf-8", errors="backslashreplace")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -63,19 +60,24 @@ class Writer:
     def write(self, given: str, result: Made | Failure) -> None:
         """Write the next result, or say why there is none."""
         self.count += 1
-        if self.lines is not None:
+        if self.lined:
             self._line(given, result)
         elif isinstance(result, Failure):
             where = "" if given in result.reason else f"{given[:60]!r}: "
             print(f"anyxform: error: {where}{result.reason}", file=sys.stderr)
         elif self.out is None and self.modality.literal and not (self.format and self.several):
             text = self._content(result).decode(errors="replace").rstrip("\n")
-            print(f"{given}\t{text}" if self.several else text)
+            shown = given.encode(errors="backslashreplace").decode()  # the name of a file may be no unicode
+            print(f"{shown}\t{text}" if self.several else text)
         else:
             print(self._save(given, result))
 
     def _line(self, given: str, result: Made | Failure) -> None:
-        assert self.lines is not None
+        if self.lines is None:  # an earlier file stays until there is something to write
+            assert self.out is not None
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            # a path that is no unicode is written as JSON's own \udcff
+            self.lines = open(self.out, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         if isinstance(result, Failure):
             answer: dict[str, Any] = {"error": result.reason}
         elif self.format == "json":

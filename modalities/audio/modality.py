@@ -48,10 +48,10 @@ class Audio(Modality):
         `max_seconds`: longer recordings are refused. `levels`: of each of `num_codebooks` quantisers, whose product is
         a codebook's size. `width`: channels of the tokenizer. `augment`: strength in training, 0 for none.
         """
-        if max_seconds <= 0 or num_codebooks < 1 or not 0 <= augment <= 1:
+        if max_seconds <= 0 or num_codebooks < 1 or not 0 <= augment <= 1 or min(levels, default=0) < 3:
             raise ValueError(
-                "audio needs max_seconds > 0, num_codebooks >= 1 and augment from 0 to 1, "
-                f"not {max_seconds}, {num_codebooks} and {augment}"
+                "audio needs max_seconds > 0, num_codebooks >= 1, augment from 0 to 1 and levels >= 3, "
+                f"not {max_seconds}, {num_codebooks}, {augment} and {list(levels)}"
             )
         if vocoder not in VOCODERS:
             raise ValueError(f"audio has no vocoder {vocoder!r}: use one of {', '.join(VOCODERS)}")
@@ -155,7 +155,7 @@ class Audio(Modality):
 
         if not values:
             raise ValueError("there is no recording to fit a tokenizer on")
-        yield from train(self.tokenizer, [self.preprocess(value) for value in values], steps=steps, seed=seed)
+        yield from train(self.tokenizer, [_frames(value) for value in values], steps=steps, seed=seed)
 
     def report(self, values: Sequence[Waveform]) -> dict[str, float]:
         """Log-spectral distance of reconstructed frames (dB), codes used and rates."""
@@ -163,7 +163,7 @@ class Audio(Modality):
             raise ValueError("there is no recording to report on")
         distances, used = [], torch.zeros(self.num_codebooks, self.vocab_size)
         for value in values:
-            frames = self.preprocess(value)
+            frames = _frames(value)
             codes = self.codes(frames)
             distances.append(spectrogram.distance(self.tokenizer.decode(codes[None])[0], frames))
             for book, row in enumerate(codes.T):
@@ -181,7 +181,7 @@ class Audio(Modality):
         """A PNG: spectrograms of recordings, each above that of its reconstruction; low bands below."""
         from modalities.audio.picture import spectrograms
 
-        frames = [self.preprocess(value) for value in values[:MAX_COMPARED]]
+        frames = [_frames(value) for value in values[:MAX_COMPARED]]
         again = [self.tokenizer.decode(self.codes(clip)[None])[0] for clip in frames]
         spectrograms([clip for pair in zip(frames, again) for clip in pair]).save(path, "PNG")
 
@@ -219,6 +219,11 @@ class Audio(Modality):
         pitch, seconds = 200 + 400 * float(torch.rand((), generator=generator)), 0.3
         time = torch.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
         return Waveform(0.5 * torch.sin(2 * math.pi * pitch * time))
+
+
+def _frames(value: Waveform) -> Tensor:
+    """Frames of a recording of any length, on which the tokenizer is fitted and judged."""
+    return spectrogram.log_mel(waveform.at_model_rate(value), STRIDE)
 
 
 def _tokenizer(levels: tuple[int, ...], num_codebooks: int, width: int) -> Any:

@@ -20,6 +20,8 @@ LARGEST = 2**29
 TOO_LONG = "the recording lasts longer than {:.3g} hours: cut it"
 BLOCK, MARGIN = 30, 0.1
 """Seconds that are decoded and resampled at once, and on either side those that the resampling filter looks at too."""
+MOST_WEIGHTS = 2**26
+"""Of the resampling filter, in one direction of its table: rates without a common factor with 16 kHz would take GB."""
 READABLE = "give wav, flac, ogg, opus or mp3, or m4a, aac, wma or webm"
 
 
@@ -91,7 +93,10 @@ def _unreadable(error: soundfile.LibsndfileError) -> ValueError:
 
 def resampled(parts: Iterable[Tensor], rate: int) -> Iterator[Tensor]:
     """Samples ``[n]`` at `rate` Hz, in parts, as samples at `SAMPLE_RATE`, in blocks: the same as of all at once."""
-    whole = rate // math.gcd(rate, SAMPLE_RATE)  # so many samples become a whole number of others
+    common = math.gcd(rate, SAMPLE_RATE)
+    whole = rate // common  # so many samples become a whole number of others
+    if whole * (SAMPLE_RATE // common) > MOST_WEIGHTS:
+        raise ValueError(f"the recording has the odd rate of {rate} Hz: export it at a common one, such as 48000")
     block, margin = (math.ceil(seconds * rate / whole) * whole for seconds in (BLOCK, MARGIN))
     held, size, before = [torch.zeros(0)], 0, 0  # `before`: of those held, how many are there for the filter alone
     for part in parts:

@@ -68,7 +68,7 @@ class Backbone(nn.Module):
     def forward(self, values: Tensor, lengths: list[int]) -> Tensor:
         x = values
         if x.shape[-1] != self.size:
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+            x = F.interpolate(x.float(), (self.size, self.size), mode="bilinear", antialias=True).to(x.dtype)
         x = ((x + 1) / 2 - self.mean) / self.std
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens = features(self.model, x)
@@ -83,14 +83,16 @@ def create(name: str, size: int, pretrained: bool | str | None) -> Any:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
         raise ValueError(f"timm has no model {name!r} (near it: {near or 'none'}); see timm.list_models()")
-    published = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {"num_classes": 0}
-    if published is not None and published.fixed_input_size:  # a vision transformer builds its positions for one size
-        options["img_size"] = size
     try:
+        published = timm.get_pretrained_cfg(name)
+        if published is not None and published.fixed_input_size:  # a vision transformer has positions for one size
+            options["img_size"] = size
         model = timm.create_model(name, pretrained=pretrained is True, **options)
     except (AssertionError, TypeError) as error:
         raise ValueError(f"the timm model {name!r} takes no pictures of {size} pixels: {error}") from error
+    except RuntimeError as error:  # of an unknown tag, or where no weights are published
+        raise ValueError(f"the timm model {name!r} cannot be had: {error}") from error
     if isinstance(pretrained, str):
         _fill(model, name, pretrained)
     return model

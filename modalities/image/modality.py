@@ -129,7 +129,7 @@ class Image(Modality):
 
     def region(self, spec: str, value: Picture) -> Tensor:
         """The mask ``[H, W]`` of ``x0,y0,x1,y1`` in pixels, or of a file that is white there."""
-        return region.named(spec, value)
+        return region.named(spec, pixels.plain(value))
 
     def extended(self, spec: str, value: Picture) -> tuple[Picture, Tensor]:
         """Larger by ``left,top,right,bottom`` pixels."""

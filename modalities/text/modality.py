@@ -196,9 +196,12 @@ class Text(Modality):
     def join(self, values: Sequence[str], pieces: Sequence[Piece]) -> str:
         """One after the other, with what stood between them; of nothing, the empty text."""
         text = ""
-        for value, piece in zip(values, pieces):
-            unspaced = overlap.ENDS_UNSPACED.search(text) and overlap.STARTS_UNSPACED.search(value)
-            between = "" if piece.between == " " and unspaced else piece.between
+        for before, value, piece in zip([None, *pieces], values, pieces):
+            between = piece.between
+            if before and overlap.touches(text, value) and not _touched(before, piece):
+                between = between.removesuffix(" ")
+            elif before and not between and _touched(before, piece) and not overlap.touches(text, value):
+                between = " "  # what was translated from a script without spaces into one that has them
             text += between + value if text and value else value
         return text
 
@@ -284,9 +287,10 @@ class Text(Modality):
     def metrics(self, predicted: str, reference: str) -> dict[str, Score]:
         """Case and punctuation count; error rates weigh by the reference's length; chrF and BLEU reach 100."""
         predicted, reference = (unicodedata.normalize("NFC", text).strip() for text in (predicted, reference))
+        wanted, found = (" ".join(text.split()) for text in (reference, predicted))  # jiwer splits at plain spaces
         return {
             "exact": Score(float(predicted == reference)),
-            "wer": Score(jiwer.wer(reference, predicted), max(1, len(reference.split()))),
+            "wer": Score(jiwer.wer(wanted, found), max(1, len(reference.split()))),
             "cer": Score(jiwer.cer(reference, predicted), max(1, len(reference))),
             "chrf": Score(min(100.0, sacrebleu.sentence_chrf(predicted, [reference]).score)),
             "bleu": Score(min(100.0, sacrebleu.sentence_bleu(predicted, [reference], use_effective_order=True).score)),
@@ -294,6 +298,11 @@ class Text(Modality):
 
     def example(self, generator: torch.Generator) -> str:
         return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (3,), generator=generator).tolist())
+
+
+def _touched(before: Piece, piece: Piece) -> bool:
+    """Whether two pieces of a text were in a script without spaces, so that what stood between them was meant."""
+    return overlap.touches(str(before.value), str(piece.value))
 
 
 def _span(spec: str, text: str) -> tuple[int, int]:

@@ -4,17 +4,21 @@ import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-_UNSPACED = "\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_UNSPACED = "\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff01-\uff9f"
 """Scripts that put no space between words: Chinese and Japanese."""
 WORDS = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
-ENDS_UNSPACED = re.compile(rf"[{_UNSPACED}]$")
-STARTS_UNSPACED = re.compile(rf"^[{_UNSPACED}]")
+_ENDS, _STARTS = re.compile(rf"[{_UNSPACED}]$"), re.compile(rf"^[{_UNSPACED}]")
 ALIKE = 0.75
 """From this share of common letters on, two words are one that was heard in two ways."""
 APART = 0.5
 """What a word without its like in the other text takes from an alignment, to which a pair of like ones gives 1."""
 
 Pairs = tuple[tuple[int, int], ...]
+
+
+def touches(before: str, after: str) -> bool:
+    """Whether no space belongs between the two, by their scripts."""
+    return bool(_ENDS.search(before) and _STARTS.search(after))
 
 
 def seam(before: str, after: str, expected: float) -> tuple[int, int]:

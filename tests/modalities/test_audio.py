@@ -207,6 +207,12 @@ def test_blocks_are_resampled_as_all_at_once(rate: int, size: int, monkeypatch: 
     torch.testing.assert_close(torch.cat(made), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("rate", [44_101, 1_000_000_007])
+def test_rates_for_which_a_filter_would_be_enormous_are_refused(rate: int) -> None:
+    with pytest.raises(ValueError, match=f"the odd rate of {rate} Hz: export it at a common one"):
+        waveform.at_model_rate(Waveform(torch.zeros(100), rate))
+
+
 def test_stereo_becomes_the_mean() -> None:
     left = sines().numpy()
     buffer = io.BytesIO()

@@ -71,6 +71,17 @@ def test_a_sentence_that_is_too_long_is_cut_behind_clauses_then_words() -> None:
 # Joining
 
 
+def test_full_width_signs_stand_without_a_space() -> None:
+    pieces = [Piece(b"a recording", between=between) for between in ("", " ", " ")]
+    assert Text().join(["你好吗？", "我很好。", "Good."], pieces) == "你好吗？我很好。 Good."
+
+
+def test_translations_of_texts_without_spaces_have_them() -> None:
+    pieces = Text(max_length=16).split("第一句话。第二句话！")
+    assert [(piece.value, piece.between) for piece in pieces][1:] == [("第二句话！", "")]
+    assert Text().join(["The first.", "The second!"], pieces) == "The first. The second!"
+
+
 def test_empty_answers_leave_no_trace() -> None:
     pieces = [Piece("", between=""), Piece("", between="\n\n"), Piece("", between=" ")]
     assert Text().join(["a", "", "b"], pieces) == "a b"

@@ -88,6 +88,9 @@ def test_error_rates_weigh_by_the_length_of_the_reference() -> None:
     assert (scores["cer"].value, scores["cer"].weight) == (pytest.approx(1 / 10), 10)
     assert scores["exact"].value == 0 and 0 < scores["chrf"].value < 100
     assert Text().metrics("", "a red fish")["wer"].value == 1
+    for space in ("\n", "\t", "\u00a0", "\u3000"):  # whatever stands between words
+        scores = Text().metrics("one two three fore", f"one two{space}three four")
+        assert (scores["wer"].value, scores["wer"].weight) == (pytest.approx(1 / 4), 4)
 
 
 def test_arguments_are_checked() -> None:
