@@ -3,14 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anyxform.pipeline import Pipeline
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(checkpoint: str = "starter", **options: Any) -> "Pipeline":
+def load(path: "str | Path" = "starter", **options: Any) -> "Pipeline":
     """Load a checkpoint as a callable, ``ax = load(path); ax("cat.png", to="text")``: see `anyxform.pipeline.load`."""
     from anyxform.pipeline import load  # torch is imported only once a model is wanted
 
-    return load(checkpoint, **options)
+    return load(path, **options)

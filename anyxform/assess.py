@@ -49,7 +49,7 @@ def assess(
     answers: dict[str, Sequence[Any]] = {MODEL: own}
     if between is not None:
         seeds = [options["seed"] + number for number in range(len(items))]
-        onward = pipeline.onward(directions, sources, [between] * len(items), seeds=seeds, **options)
+        onward = pipeline.onward(directions, sources, [between] * len(items), seeds=seeds, batch_size=batch_size)
         answers[f"via {between}"] = pipeline.answer(*onward, **options)
     if candidates > 1:
         say(f"{candidates} candidates of each")

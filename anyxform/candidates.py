@@ -21,15 +21,19 @@ from anyxform.long import answered
 from anyxform.modality import Modality
 from anyxform.model import Transformer
 from anyxform.refine import generate_refined
-from anyxform.request import Request
-from anyxform.sampling import Sampling
+from anyxform.request import Request, seeded
+from anyxform.sampling import FAR, Sampling
 from anyxform.sequence import marker
 
 Rank = Literal["back", "own", "both"]
-FAR = 48
-"""Bits between the seeds of two candidates; pieces of a long input are 32 apart."""
 RANKS: tuple[Rank, ...] = ("back", "own", "both")
 """By log p(sources | answer), by log p(answer | sources), or by their sum."""
+
+
+def check_rank(by: str) -> None:
+    """ValueError: it is none of `RANKS`."""
+    if by not in RANKS:
+        raise ValueError(f"rank={by!r} is not possible: give {', '.join(RANKS)}")
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,11 @@ def draw(
     """
     if n < 1:
         raise ValueError(f"n={n} is not possible: give 1 candidate or more")
-    seeds = [options.seed + number if it.seed is None else it.seed for number, it in enumerate(requests)]
+    requests = seeded(requests, options.seed)
     found = [[answer.codes] for answer in answered(model, modalities, requests, options, batch_size)]
     for name in {request.target.modality for request in requests}:
         chosen = [number for number, request in enumerate(requests) if request.target.modality == name]
-        more = [replace(requests[i], seed=seeds[i] + (k << FAR)) for i in chosen for k in range(1, n)]
+        more = [replace(requests[i], seed=int(requests[i].seed or 0) + (k << FAR)) for i in chosen for k in range(1, n)]
         drawn = options.drawn(options.decoding or modalities[name].decoding)
         answers = generate_refined(model, modalities, more, drawn, batch_size=batch_size)
         for place, answer in enumerate(answers):
@@ -91,8 +95,7 @@ def rank(
     answer that cannot be read, as it is too long for a source, comes last. ValueError: `by` is none of `RANKS`, or a
     source is of a modality that the model does not make.
     """
-    if by not in RANKS:
-        raise ValueError(f"rank={by!r} is not possible: give {', '.join(RANKS)}")
+    check_rank(by)
     for question in questions if by != "own" else ():
         for field in question.direction.sources:
             _check_made(model, field)

@@ -79,7 +79,9 @@ def _sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """What is no unicode, as in the name of a file, is written as JSON's own ``\\udcff``."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:
@@ -88,7 +90,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: the checkpoint or tokenizer is not whole") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}): take another checkpoint, or copy it again") from error
 
 
@@ -180,6 +182,12 @@ def contents(
         "model.safetensors": copy({name: (weights or own)[name] for name in own}),
         "modalities.safetensors": copy(states),
     }
+
+
+def save(folder: str | Path, model: Transformer, modalities: Mapping[str, Modality], **given: Any) -> None:
+    """Write what `load` reads, whole or not at all; `given` is what `contents` takes."""
+    with atomic_folder(Path(folder)) as temporary:
+        write(temporary, contents(model, modalities, **given))
 
 
 def copied(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, keep: bool = True) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from anyxform.field import Direction, Field
 from anyxform.long import Job, Made, pooled
 from anyxform.pipeline import Pipeline
 from anyxform.shard_samples import Sample
-from anyxform.storage import expand, is_remote
+from anyxform.storage import expand, is_remote, without_secrets
 
 POOL = 16
 """Batches that are sorted by length together."""
@@ -246,7 +246,7 @@ def _members(conversion: Conversion, sample: Sample, made: Made) -> dict[str, An
 
 
 def _failure(shard: str, key: str | None, error: Exception | str) -> dict[str, Any]:
-    return {"shard": shard, "key": key, "error": " ".join(str(error).split())}
+    return {"shard": without_secrets(shard), "key": key, "error": " ".join(str(error).split())}
 
 
 def _write_failures(folder: Path, shard: str, failures: Sequence[Mapping[str, Any]]) -> None:
@@ -269,7 +269,7 @@ def list_failures(folder: Path) -> list[dict[str, Any]]:
     while True:
         lines = "".join(it.read_text(encoding="utf-8") for it in sorted((folder / "failed").glob("*.jsonl")))
         if lines == (path.read_text(encoding="utf-8") if path.exists() else ""):
-            return [json.loads(line) for line in lines.splitlines()]
+            return [json.loads(line) for line in lines.split("\n") if line]
         if lines:
             _replace(path, partial(Path.write_text, data=lines, encoding="utf-8"))
         else:

@@ -1,5 +1,6 @@
 """A run's losses as an SVG, for a page or a file of its own."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -56,7 +57,8 @@ def _svg(curves: Mapping[str, Curve]) -> str:
     labels = _spread({name: place(*curve[-1])[1] for name, curve in curves.items()})
     for number, (name, curve) in enumerate(curves.items()):
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in curve))
-        style = f'class="curve c{number % 8} {"total" if name == "all" else name}"'
+        kind = "total" if name == "all" else re.sub(r"[^\w>+-]", "-", name)
+        style = f'class="curve c{number % 8} {kind}"'
         parts.append(f'<polyline {style} points="{points}"/>')
         end = WIDTH - RIGHT
         text = f"{escape(name.replace('>', ' → '))} {curve[-1][1]:.2f}"

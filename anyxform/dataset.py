@@ -161,7 +161,7 @@ def _fitting(samples: Samples, patterns: Sequence[str]) -> np.ndarray:
 def _json(sample: Sample, member: str) -> Any:
     try:
         return json.loads(sample.read(member))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"its .{member} is broken: {error}") from error
 
 

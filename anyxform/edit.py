@@ -8,6 +8,7 @@ session.undo()
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from numbers import Real
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,33 @@ class Round:
     def of(cls, **given: Any) -> "Round":
         """From plain names and values: lists for several, options of generation among the rest; ValueError: unknown."""
         own = {name: given[name] for name in cls.__dataclass_fields__ if name in given and name != "options"}
-        for name in {"redo", "keep", "source"} & own.keys():
-            own[name] = tuple(own[name]) if isinstance(own[name], list) else (own[name],)
+        for name in {"redo", "keep"} & own.keys():
+            own[name] = _parts(own[name])
+        if "source" in own:
+            given_ones = own["source"] if isinstance(own["source"], list) else [own["source"]]
+            own["source"] = tuple(tuple(it) if isinstance(it, list) else it for it in given_ones)  # JSON has no tuples
+        if not isinstance(own.get("extend", ""), str):
+            numbers = own["extend"] if isinstance(own["extend"], tuple | list) else (own["extend"],)
+            own["extend"] = ",".join(map(_number, numbers))
         return cls(**own, options=sampling_of({name: value for name, value in given.items() if name not in own}))
+
+
+def _parts(given: Any) -> tuple[str, ...]:
+    """Parts as modalities name them; numbers together are one, ``(0, 0, 64, 32)`` a rectangle, ``(0, 1.5)`` a range."""
+    if isinstance(given, str):
+        return (given,)
+    if not isinstance(given, tuple | list):
+        raise ValueError(f"{given!r:.80} names no part: give numbers, a text, or the path of a mask")
+    if any(isinstance(it, str | tuple | list) for it in given):
+        return tuple(part for it in given for part in _parts(it))
+    return ((":" if len(given) == 2 else ",").join(map(_number, given)),) if given else ()
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{value!r:.80} is no number of a part")
+    number = float(value)
+    return str(int(number) if number.is_integer() else number)
 
 
 def edit(pipeline: "Pipeline", name: str, value: Any, round: Round) -> list[Candidate]:

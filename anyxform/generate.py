@@ -46,6 +46,8 @@ def generate(
     target's modality cannot serve, or an attribute that the model has not been trained with.
     """
     options = options or Sampling()
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} is not possible: give 1 or more")
     batch_size = 1 if options.alone else batch_size
     groups: dict[str, list[int]] = {}
     for number, request in enumerate(requests):

@@ -16,7 +16,7 @@ from anyxform.likelihood import likelihoods
 from anyxform.modality import Modality
 from anyxform.model import Transformer
 from anyxform.request import Request
-from anyxform.sampling import Sampling
+from anyxform.sampling import FAR, Sampling
 
 DRAWS = 16
 """Continuations, of which the first is the likeliest that a search without chance finds."""
@@ -76,7 +76,7 @@ def _draws(
     """Targets that begin with `head` and go on: the first by the options as they are, the others drawn."""
     seed = options.seed if request.seed is None else request.seed
     known, keep = torch.cat([head, head.new_zeros(1, head.shape[1])]), torch.arange(len(head) + 1) < len(head)
-    requests = [replace(request, known=known, keep=keep, seed=seed + number) for number in range(count)]
+    requests = [replace(request, known=known, keep=keep, seed=seed + (number << FAR)) for number in range(count)]
     options = replace(options, decoding="autoregressive")
     first = generate(model, modalities, requests[:1], options)
     rest = generate(model, modalities, requests[1:], options.drawn("autoregressive"), batch_size=batch_size)

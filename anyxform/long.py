@@ -13,7 +13,7 @@ from anyxform.loops import loop, without_loops
 from anyxform.modality import Modality, Piece
 from anyxform.model import Transformer
 from anyxform.refine import generate_refined
-from anyxform.request import Generated, Request
+from anyxform.request import Generated, Request, seeded
 from anyxform.sampling import Sampling
 
 TEMPERATURES = (0.4, 0.8)
@@ -124,6 +124,7 @@ def answered(
     batch_size: int,
 ) -> list[Generated]:
     """Each request's answer, without loops where none of it was known."""
+    requests = seeded(requests, options.seed)
     answers = generate_refined(model, modalities, requests, options, batch_size=batch_size)
     most = [modalities[request.target.modality].most_repeats for request in requests]
     looping = [

@@ -104,6 +104,10 @@ class Modality(ABC):
     def save(self, value: Any) -> bytes:
         """A value as the bytes of a file with the ending ``extensions[0]``."""
 
+    def accept(self, value: Any) -> Any:
+        """What a user gives in memory as a value; a ValueError names what can be given."""
+        return value
+
     # Source side: continuous
 
     @abstractmethod

@@ -4,7 +4,7 @@ Everything that is given, files, strings and values in memory, goes through the 
 it, ask the model, turn codes into a value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 from anyxform import checkpoint
 from anyxform.align import with_words
-from anyxform.candidates import Answered, Candidate, Rank, draw
+from anyxform.candidates import Answered, Candidate, Rank, check_rank, draw
 from anyxform.candidates import rank as rank_by
 from anyxform.compiled import CompiledStep
 from anyxform.data import share_of, source
@@ -23,8 +23,7 @@ from anyxform.long import Job, Made, Segment, cut, perform
 from anyxform.modality import Modality
 from anyxform.model import Transformer
 from anyxform.quantize import Dtype, prepare
-from anyxform.refine import generate_refined
-from anyxform.request import Request
+from anyxform.request import Request, seeded
 from anyxform.routes import best_route, read_table
 from anyxform.sampling import Sampling, sampling_of
 from anyxform.sequence import marker
@@ -54,37 +53,55 @@ class Pipeline:
         self.path, self.facts = path, dict(facts or {})
 
     def __call__(
-        self, *given: Any, to: str, via: str | None = None, n: int = 1, rank: Rank = "back", **options: Any
+        self,
+        *given: Any,
+        to: str,
+        via: str | None = None,
+        n: int = 1,
+        rank: Rank = "back",
+        batch_size: int = 64,
+        **options: Any,
     ) -> Any:
         """Convert what is given, one source or several together, to a value of the field `to` (``text:fr``).
 
         A source is the path of a file, whose ending says its modality; a text; or anything beside its modality's name:
-        ``("image", "photo.dat")``, ``("image", picture)``, a file's bytes. One of the sources may be of any length, if
-        its modality can be cut and the target's joined. A ValueError says what cannot be read or asked for.
+        ``("image", "photo.dat")``, ``("image", picture)``, ``("audio", (samples, rate))``, a file's bytes;
+        ``("text", "a.txt")`` is a text. One of the sources may be of any length, if its modality can be cut and the
+        target's joined. A ValueError says what cannot be read or asked for.
 
         `via`: a field by way of which to go, first to it and from it on; ``auto``: whatever the evaluation table of the
-        checkpoint says is better. `n`: candidates, of which the best by `rank` is taken (see `candidates`). `options`
-        are those of `anyxform.sampling.Sampling`; on the way to `via` they are the defaults.
+        checkpoint says is better. `n`: candidates, of which the best by `rank` is taken (see `candidates`).
+        `batch_size`: pieces of a long input, or candidates, that are answered together. `options` are those of
+        `anyxform.sampling.Sampling`; on the way to `via` they are the defaults.
         """
+        check_rank(rank)
         if n != 1:
-            return self.candidates(*given, to=to, via=via, n=n, rank=rank, **options)[0].value
-        return self._made(given, to, via, options).value
+            return self.candidates(*given, to=to, via=via, n=n, rank=rank, batch_size=batch_size, **options)[0].value
+        return self._made(given, to, via, options, batch_size).value
 
-    def segments(self, *given: Any, to: str, words: bool = False, **options: Any) -> list[Segment]:
+    def segments(
+        self, *given: Any, to: str, words: bool = False, batch_size: int = 64, **options: Any
+    ) -> list[Segment]:
         """The same piece by piece, each with its span in the source: seconds of a recording, characters of a text.
 
         `words`: with those of each, for models that were trained with `train.align_weight`.
         """
-        return self._made(given, to, None, options, words).segments
+        return self._made(given, to, None, options, batch_size, words).segments
 
     def _made(
-        self, given: Sequence[Any], to: str, via: str | None, options: Mapping[str, Any], words: bool = False
+        self,
+        given: Sequence[Any],
+        to: str,
+        via: str | None,
+        options: Mapping[str, Any],
+        batch_size: int,
+        words: bool = False,
     ) -> Made:
         seed = sampling_of(options).seed
         (direction,), (values,) = self._asked(given, to, via, seed)
         if words:
             self.check_words(direction)
-        return self.perform([self.job(direction, values, seed)], words=words, **options)[0]
+        return self.perform([self.job(direction, values, seed)], batch_size=batch_size, words=words, **options)[0]
 
     def _asked(
         self, given: Sequence[Any], to: str, via: str | None, seed: int
@@ -99,14 +116,22 @@ class Pipeline:
         return self.onward([direction], [values], [self.route(direction, via)], seeds=[seed])
 
     def candidates(
-        self, *given: Any, to: str, via: str | None = None, n: int = 4, rank: Rank = "back", **options: Any
+        self,
+        *given: Any,
+        to: str,
+        via: str | None = None,
+        n: int = 4,
+        rank: Rank = "back",
+        batch_size: int = 64,
+        **options: Any,
     ) -> list[Candidate]:
         """Up to `n` different answers with their scores, the best first.
 
         `rank`: ``back`` by how likely what was given is, given the answer; ``own`` by how likely the answer is, given
         that; ``both`` by their product.
         """
-        return self.ranked(*self._asked(given, to, via, sampling_of(options).seed), n=n, rank=rank, **options)[0]
+        asked = self._asked(given, to, via, sampling_of(options).seed)
+        return self.ranked(*asked, n=n, rank=rank, batch_size=batch_size, **options)[0]
 
     def learnt(self, options: Sampling, requests: Sequence[Request]) -> Sampling:
         """The options, if this model has learnt the ways of decoding that they ask for; else a ValueError."""
@@ -225,6 +250,8 @@ class Pipeline:
             name, content = given
             if name not in self.modalities:
                 raise ValueError(f"this model reads no {name!r}: {did_you_mean(name, list(self.modalities))}")
+            if self.modalities[name].literal and isinstance(content, str):  # it is a value, whatever files there are
+                content = content.encode()
             return name, self._value(name, content)
         path = _file(given)
         name = self._literal(given) if path is None else self._owner(path)
@@ -234,7 +261,7 @@ class Pipeline:
         """A value of the modality: a file's, that of what a file would hold (a string, bytes), or what is given."""
         modality, path = self.modalities[name], _file(given)
         if path is None and not isinstance(given, str | bytes):
-            return given
+            return modality.accept(given)
         try:
             if path is not None:
                 return modality.load(path.read_bytes())
@@ -245,6 +272,14 @@ class Pipeline:
             if modality.literal or isinstance(given, bytes):
                 raise
             raise ValueError(f"there is no file {_short(given)}, and as {name} it cannot be read: {error}") from error
+
+    def save(self, value: Any, path: str | Path) -> None:
+        """Write a value as a file of the modality that owns its ending. ValueError: none writes such files."""
+        name = self._owner(Path(path))
+        modality = self.modalities[name]
+        if Path(path).suffix.lower().lstrip(".") != modality.extensions[0]:
+            raise ValueError(f"{path}: {name} is written as .{modality.extensions[0]}")
+        Path(path).write_bytes(modality.save(value))
 
     def _owner(self, path: Path) -> str:
         """Which modality a file is of, by its ending."""
@@ -280,19 +315,10 @@ class Pipeline:
         return cut(self.modalities, direction, values, self.request, seed)
 
     def perform(self, jobs: Sequence[Job], *, batch_size: int = 64, words: bool = False, **options: Any) -> list[Made]:
-        """What is made of each job; pieces of all are batched. `options` as for `respond`, seeds those of the jobs."""
+        """What is made of each job; pieces of all are batched. `options` as for `answer`, seeds those of the jobs."""
         chosen = self.learnt(sampling_of(options), [request for job in jobs for request in job.requests])
         made = perform(self.model, self.modalities, jobs, chosen, batch_size)
         return with_words(self.model, self.modalities, jobs, made) if words else made
-
-    def respond(self, requests: Sequence[Request], *, batch_size: int = 64, **options: Any) -> list[Any]:
-        """One value for each request, in batches of mixed directions; each has the next seed."""
-        chosen = self.learnt(sampling_of(options), requests)
-        answers = generate_refined(self.model, self.modalities, requests, chosen, batch_size=batch_size)
-        return [
-            self.modalities[request.target.modality].from_codes(answer.codes)
-            for request, answer in zip(requests, answers)
-        ]
 
     def ranked(
         self,
@@ -305,15 +331,18 @@ class Pipeline:
         batch_size: int = 64,
         **options: Any,
     ) -> list[list[Candidate]]:
-        """Up to `n` candidates for each direction and its sources' values, best first; `options` as for `respond`.
+        """Up to `n` candidates for each direction and its sources' values, best first; `options` as for `answer`.
 
-        `requests` are those of the directions and sources, if they have seeds of their own.
+        Sources are whole inputs: a ValueError says which is longer than the model reads at once. `requests` are those
+        of the directions and sources, if they have seeds of their own.
         """
-        requests = requests or [self.request(*pair) for pair in zip(directions, sources, strict=True)]
+        check_rank(rank)
+        sources = [self.whole(*pair) for pair in zip(directions, sources, strict=True)]
+        requests = requests or [self.request(*pair) for pair in zip(directions, sources)]
         chosen = self.learnt(sampling_of(options), requests)
         targets = [self.modalities[it.target.modality] for it in directions]
         silent = [self._silent(*pair) for pair in zip(directions, sources)]
-        asked = [request for request, nothing in zip(requests, silent) if not nothing]
+        asked = [it for it, nothing in zip(seeded(requests, chosen.seed), silent) if not nothing]
         drawn = iter(draw(self.model, self.modalities, asked, n, chosen, batch_size=batch_size))
         found = [[] if nothing else next(drawn) for nothing in silent]
         values = [
@@ -323,13 +352,43 @@ class Pipeline:
         questions = [Answered(*question) for question in zip(directions, sources, found, values)]
         return rank_by(self.model, self.modalities, questions, rank)
 
+    def whole(self, direction: Direction, sources: Sequence[Any]) -> list[Any]:
+        """The sources' values, each without the silence around it. ValueError: one is too long to be read at once."""
+        pieces = [self.modalities[field.modality].split(it) for field, it in zip(direction.sources, sources)]
+        for field, some in zip(direction.sources, pieces):
+            if len(some) > 1:
+                raise ValueError(f"candidates are of what is read at once, and the {field} is longer: leave n out")
+        return [some[0].value if some else value for some, value in zip(pieces, sources)]
+
     def _silent(self, direction: Direction, sources: Sequence[Any]) -> bool:
         """Whether nothing is there to make a value of, as in a recording in which nobody speaks."""
         return len(sources) == 1 and not self.modalities[direction.sources[0].modality].split(sources[0])
 
-    def answer(self, directions: Sequence[Direction], sources: Sequence[Sequence[Any]], **options: Any) -> list[Any]:
-        """One value for each direction and its sources' values; `options` as for `respond`."""
-        return self.respond([self.request(*pair) for pair in zip(directions, sources, strict=True)], **options)
+    def answer(
+        self,
+        directions: Sequence[Direction],
+        sources: Sequence[Sequence[Any]],
+        *,
+        batch_size: int = 64,
+        **options: Any,
+    ) -> list[Any]:
+        """One value for each direction and its sources' values, as when each is asked for alone, but in batches.
+
+        Each has the next seed. `options` are those of `anyxform.sampling.Sampling`.
+        """
+        seed = sampling_of(options).seed
+        pairs = enumerate(zip(directions, sources, strict=True))
+        jobs = [self.job(direction, values, seed + number) for number, (direction, values) in pairs]
+        return [made.value for made in self.perform(jobs, batch_size=batch_size, **options)]
+
+    def many(self, given: Iterable[Any], *, to: str, **options: Any) -> list[Any]:
+        """Convert each of these inputs, in batches; each is a source as for a call, and has the next seed.
+
+        ``ax.many(["a.png", "b.png"], to="text:fr")``; `options` as for `answer`.
+        """
+        target, read = self.field(to), [self.read(it) for it in given]
+        directions = [Direction((Field(name),), target) for name, _ in read]
+        return self.answer(directions, [(value,) for _, value in read], **options)
 
 
 def load(

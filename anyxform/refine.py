@@ -16,7 +16,7 @@ from anyxform.generate import generate
 from anyxform.likelihood import likelihoods, token_likelihoods
 from anyxform.modality import Modality
 from anyxform.model import Transformer
-from anyxform.request import Generated, Request
+from anyxform.request import Generated, Request, seeded
 from anyxform.sampling import Sampling
 
 SHARE = 0.5
@@ -36,6 +36,7 @@ def generate_refined(
     A refined answer's `logprob` is that of all of it, its end included. A model that has not learnt both ways of
     decoding (``data.other_decoding``) redoes tokens at random, which is next to never likelier.
     """
+    requests = seeded(requests, options.seed)  # some are asked again, among others
     answers = generate(model, modalities, requests, options, batch_size=batch_size)
     chosen = [
         number

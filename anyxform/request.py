@@ -35,6 +35,11 @@ class Request:
         return self.keep is not None and bool(self.keep[-1:].any())
 
 
+def seeded(requests: Sequence[Request], seed: int) -> list[Request]:
+    """The requests, each with the seed that it has by its place if it has none of its own."""
+    return [replace(it, seed=seed + n) if it.seed is None else it for n, it in enumerate(requests)]
+
+
 @dataclass(frozen=True)
 class Generated:
     """Codes ``[T, K]``, and the sum of their log-probabilities when they were chosen.

@@ -60,7 +60,7 @@ def write_samples(
             if role == "answer" or first:
                 _show(tensorboard, f"{number:02d} {item.direction}/{role}", data, line[role], step)
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    (folder / "index.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "index.jsonl").write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 def _show(tensorboard: SummaryWriter, tag: str, data: bytes, name: str, step: int) -> None:

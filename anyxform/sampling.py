@@ -6,6 +6,7 @@ Letters: B requests, T tokens, K codebooks, V codes; logits have V + 1 outputs, 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -142,20 +143,24 @@ class Sampling:
 
 def sampling_of(options: Mapping[str, Any]) -> Sampling:
     """Options by name; a ValueError names one that does not exist."""
-    known = list(Sampling.__dataclass_fields__)
+    known, plain = list(Sampling.__dataclass_fields__), dict(options)
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"no option is called {name!r}: {did_you_mean(name, known)}")
-        if name != "decoding" and value is not None and (isinstance(value, bool) or not isinstance(value, _kind(name))):
-            wanted = "a whole number" if _kind(name) is int else "a number"
+        if (value is None and Sampling.__dataclass_fields__[name].default is None) or name == "decoding":
+            continue
+        kind = _kind(name)
+        if isinstance(value, bool) or not isinstance(value, kind):
+            wanted = "a whole number" if kind is Integral else "a number"
             raise ValueError(f"{name}={value!r} is not possible: give {wanted}")
-    return Sampling(**options)
+        plain[name] = int(value) if isinstance(value, Integral) else float(value)  # numpy's numbers too
+    return Sampling(**plain)
 
 
 def _kind(name: str) -> Any:
     """Of what type the numbers of an option are."""
     whole = name in ("draft_layers", "length") or type(Sampling.__dataclass_fields__[name].default) is int
-    return int if whole else int | float
+    return Integral if whole else Real
 
 
 def uniforms(generators: Sequence[torch.Generator], lengths: Sequence[int], size: int, columns: int = 1) -> Tensor:
@@ -205,6 +210,10 @@ def permitted(logits: Tensor, codes: Tensor, no_repeat: int, never_ends: bool | 
     forbidden = repeats(codes.transpose(1, 2), no_repeat, logits.shape[-1] - 1)
     end = torch.as_tensor(never_ends, device=logits.device).reshape(-1, 1, 1).expand(*forbidden.shape[:-1], 1)
     return logits.masked_fill(torch.cat([forbidden, end], dim=-1), -math.inf)
+
+
+FAR = 48
+"""Bits between the seeds of two draws for one request; pieces of a long input are 32 apart."""
 
 
 def chance(seed: int) -> torch.Generator:

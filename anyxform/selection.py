@@ -128,7 +128,11 @@ def _shuffled(datasets: Mapping[str, Dataset], seed: int) -> list[tuple[Dataset,
         for name, dataset in datasets.items()
         for number in range(len(dataset))
     ]
-    return sorted(places, key=lambda place: hashlib.sha256(f"{seed} {place[2]}".encode()).digest())
+    return sorted(places, key=lambda place: hashlib.sha256(_bytes(f"{seed} {place[2]}")).digest())
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")  # a key is whatever the name of a file is
 
 
 def _item(

@@ -34,6 +34,10 @@ LOOKED_AT = 64
 _ARRAYS = ("kind", "key_end", "offset", "size", "header", "content")
 
 
+LARGEST = 2**32
+"""Bytes that an index may unpack into."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """An index and the shard of which it was made."""
@@ -77,6 +81,9 @@ def to_bytes(shard: Shard, found: Index) -> bytes:
 def from_bytes(data: bytes, shard: Shard, source: str | Path) -> Stored:
     """Read such a file for a shard. ValueError, which names `source`: it is damaged or of another version."""
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            if sum(it.file_size for it in file.infolist()) > LARGEST:
+                raise ValueError("it would unpack into too much")
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             parts = {name: file[name] for name in file.files}
         about = json.loads(parts["about"].tobytes())
@@ -98,7 +105,8 @@ def _check(samples: Samples, size: int) -> None:
     lengths = {len(arrays[name]) for name in ("offset", "size", "header")} | ({len(arrays["content"])} - {0})
     if lengths != {samples.num_members} or len(arrays["key_end"]) != len(samples) or ends[-1] != len(samples.keys):
         raise ValueError("its tables are of different lengths")
-    inside = (arrays["offset"] >= BLOCK) & (arrays["size"] >= 0) & (arrays["offset"] + arrays["size"] <= size)
+    inside = (arrays["offset"] >= BLOCK) & (arrays["offset"] <= size)
+    inside &= (arrays["size"] >= 0) & (arrays["size"] <= size - arrays["offset"])
     if not inside.all() or (np.diff(ends) < 0).any():
         raise ValueError("it leads outside the shard")
 

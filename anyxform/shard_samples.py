@@ -73,7 +73,7 @@ def outline_of(documents: dict[str, bytes]) -> str:
     for ending, data in documents.items():
         try:
             found[ending] = outline(json.loads(data))
-        except ValueError:
+        except (ValueError, RecursionError):
             found[ending] = None
     made = json.dumps(found, sort_keys=True)
     return made if len(made) <= LONGEST_OUTLINE else ""

@@ -26,6 +26,8 @@ from braceexpand import braceexpand
 TRIES = 8
 """In a row that failed without a gain of at least GAIN bytes."""
 GAIN = 2**20
+SMALL = 2**28
+"""Bytes of the largest file that is read into memory as a whole: an index of a few million samples."""
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection has stalled."""
 DELAY, LONGEST_DELAY = 0.5, 30.0
@@ -100,6 +102,8 @@ def stream(shard: Shard) -> Iterator[bytes]:
                 version = found.version
                 for data in chunks:
                     done += len(data)
+                    if done > shard.size:
+                        raise ConnectionError(f"it sends more than its {shard.size:,} bytes")
                     counts["bytes"] += len(data)
                     yield data
             if done == shard.size:
@@ -112,8 +116,16 @@ def stream(shard: Shard) -> Iterator[bytes]:
 
 
 def small(name: str) -> bytes:
-    """The bytes of a small remote file. `Missing` if there is none."""
-    return b"".join(stream(stat(name)))
+    """The bytes of a small remote file. `Missing` if there is none; ValueError: it is not small."""
+    found = stat(name)
+    if found.size > SMALL:
+        raise ValueError(f"{name} has {found.size:,} bytes, more than the {SMALL:,} that are read at once")
+    return b"".join(stream(found))
+
+
+def without_secrets(text: str) -> str:
+    """A text whose URLs have no user names, passwords and queries, which may be signatures."""
+    return re.sub(r"(\w+://)(?:[^/@\s]*@)?([^?\s'\"\],]*)(?:\?[^\s'\"\],}]*)?", r"\1\2", text)
 
 
 def expand(pattern: str) -> list[str]:

@@ -135,6 +135,16 @@ def test_a_list_is_no_text(tmp_path, capsys):
     assert "text:en: ['two', 'three'] is no single value: give a column" in capsys.readouterr().err
 
 
+def test_a_table_leads_to_files_of_its_modality_alone(tmp_path, capsys):
+    (tmp_path / "secret").write_text("mine")
+    places = ({"path": str(tmp_path / "secret")}, {"path": 5}, {"bytes": "abc"}, "one")
+    path = table(tmp_path / "t.jsonl", [{"t": place} for place in places])
+    assert build(path, tmp_path / "out", "--field", "text:en=t") == 1
+    assert [it["en.txt"] for it in merged(tmp_path / "out").values()] == [b"one"]
+    said = capsys.readouterr().err
+    assert "secret' is no file of text (txt)" in said and said.count("holds no bytes, nor the path of a file") == 2
+
+
 def test_files_of_a_table_count_for_the_size_of_shards(tmp_path, rows):
     fields = ["--field", "image=photo", "--key", "name", "--val", "0", "--test", "0"]
     size = (tmp_path / rows[0]["photo"]).stat().st_size

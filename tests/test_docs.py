@@ -69,6 +69,8 @@ def home(tiny: Tiny, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for number in range(3):
         shutil.copy(next((tiny.root / "shapes").glob("val-*.tar")), tmp_path / f"shards-{number:03d}.tar")
     shutil.copytree(tiny.root / "shapes", tmp_path / "shards")
+    shutil.copytree(tiny.root / "shapes", tmp_path / "my_data/photos")
+    shutil.copytree(tiny.root / "tokenizers", tmp_path / "my_data/tokenizers")
     (tmp_path / "captions.csv").write_text("photo,caption\npictures/one.png,one\ncat.png,a cat\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -68,6 +68,19 @@ def test_several_parts_together_and_parts_of_parts(ax: Pipeline, disc: str) -> N
     assert_pasted(original, ring, region("0,0,16,8", original) & ~region("4,2,12,6", original))
 
 
+def test_parts_may_be_numbers(ax: Pipeline, disc: str) -> None:
+    one = ax.edit(disc, redo="0,0,16,8", keep="4,2,12,6")
+    for redo, keep in (((0, 0, 16, 8), [4, 2, 12, 6]), ([(0, 0, 16, 8)], ("4,2,12,6",))):
+        assert ax.edit(disc, redo=redo, keep=keep).tobytes() == one.tobytes()
+    assert ax.edit(disc, extend=(0, 0, 16, 0)).tobytes() == ax.edit(disc, extend="0,0,16,0").tobytes()
+    sound = samples_of(ax)
+    assert torch.equal(ax.edit(sound, redo=(0.05, 0.15)).samples, ax.edit(sound, redo="0.05:0.15").samples)
+    assert torch.equal(ax.edit(sound, extend=0.2).samples, ax.edit(sound, extend="0.2").samples)
+    for wrong in ({"redo": 5}, {"redo": (True, 1)}, {"keep": torch.ones(16, 16)}, {"extend": None}):
+        with pytest.raises(ValueError, match=r"no part|no number of a part"):
+            ax.edit(disc, **wrong)
+
+
 def test_out_painting(ax: Pipeline, disc: str) -> None:
     original, wide = PIL.Image.open(disc), ax.edit(disc, extend="0,0,16,0", source="a blue disc")
     assert wide.size == (32, 16) and wide.crop((0, 0, 16, 16)).tobytes() == original.convert("RGB").tobytes()

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 import anyxform
 from anyxform.field import Direction
 from anyxform.pipeline import Pipeline
+from modalities.audio import Audio, Waveform
+from modalities.image import Image
 from tests.tiny import COLOURS, picture, tone
 
 
@@ -88,6 +91,66 @@ def test_a_batch_of_mixed_directions_equals_its_parts(ax: Pipeline) -> None:
         modality = ax.modalities[direction.target.modality]
         assert modality.save(alone) == modality.save(value), f"{number}: {direction}"
     assert len(set(together[0::4])) == len(COLOURS), "answers do not depend on their sources"
+
+
+def test_a_batch_answers_as_a_call_does(ax: Pipeline, disc: Path, tmp_path: Path) -> None:
+    """What is silent too, and what is longer than the model reads."""
+    silent, long = Waveform(torch.zeros(8000)), "a red disc. " * 20
+    directions = [Direction.parse(it) for it in ("audio>text:en", "text>text:fr", "image>text:en")]
+    values = [(silent,), (long,), (ax.modalities["image"].load(disc.read_bytes()),)]
+    alone = [
+        ax(("audio", silent), to="text:en", seed=4),
+        ax(long, to="text:fr", seed=5),
+        ax(disc, to="text:en", seed=6),
+    ]
+    assert alone[0] == "" and ax.answer(directions, values, seed=4) == alone
+    assert ax.many([disc, disc], to="text:en", temperature=1.0, seed=6, batch_size=1) == [
+        ax(disc, to="text:en", temperature=1.0, seed=seed) for seed in (6, 7)
+    ]
+    for call in (ax.answer, ax.perform):
+        with pytest.raises(ValueError, match="batch_size=0 is not possible"):
+            call(*([directions, values] if call == ax.answer else [[ax.job(directions[1], ("a",))]]), batch_size=0)
+
+
+def test_a_text_beside_its_modality_is_no_file(ax: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("secret.txt").write_text("a blue square")
+    assert ax.read("secret.txt") == ("text", "a blue square") == ax.read(("text", Path("secret.txt")))
+    assert ax.read(("text", "secret.txt")) == ("text", "secret.txt")
+
+
+def test_values_in_memory(ax: Pipeline, disc: Path) -> None:
+    pixels, expected = np.array(PIL.Image.open(disc).convert("RGB")), ax(disc, to="text:en")
+    for value in (PIL.Image.open(disc), pixels, torch.from_numpy(pixels)):
+        assert ax(("image", value), to="text:en") == expected
+    sound = ax.modalities["audio"].load(tone("red", "disc", torch.Generator().manual_seed(1)))
+    expected = ax(("audio", sound), to="text:en")
+    loud = (sound.samples * 2**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
+    for samples in (sound.samples, sound.samples.double().numpy(), sound.samples.repeat(2, 1), loud):
+        assert ax(("audio", (samples, sound.sample_rate)), to="text:en") == expected
+    for name, value in (
+        ("image", pixels / 255), ("image", [1, 2]), ("audio", sound.samples), ("audio", (sound.samples, 0.5)),
+        ("audio", (torch.zeros(2, 3, 4), 16_000)), ("audio", (torch.full((99,), torch.nan), 16_000)), ("text", 5),
+    ):  # fmt: skip
+        with pytest.raises(ValueError):
+            ax((name, value), to="image")
+
+
+def test_options_as_numpy_has_them_and_none(ax: Pipeline) -> None:
+    same = ax("a red disc", to="image", seed=3, steps=4, temperature=0.5)
+    numbers = {"seed": np.int64(3), "steps": np.int32(4), "temperature": np.float32(0.5)}
+    assert ax("a red disc", to="image", **numbers).tobytes() == same.tobytes()
+    for name in ("seed", "top_k", "top_p", "steps"):
+        with pytest.raises(ValueError, match=f"{name}=None is not possible: give a"):
+            ax("a red disc", to="image", **{name: None})
+
+
+def test_nothing_of_a_gpu_is_seeded_by_making_modalities(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded = []
+    monkeypatch.setattr(torch, "manual_seed", seeded.append)
+    state = torch.get_rng_state()
+    Image(size=16, width=16, levels=[5, 5, 5]), Audio(width=16, levels=[5, 5, 5])
+    assert not seeded and torch.equal(torch.get_rng_state(), state)
 
 
 def test_nothing_is_no_batch(ax: Pipeline) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import anyxform
-from anyxform.candidates import FAR
 from anyxform.cli import main
 from anyxform.field import Direction, Field
 from anyxform.pipeline import Pipeline
 from anyxform.routes import best_route, table
+from anyxform.sampling import FAR
 from tests.tiny import Tiny
 
 

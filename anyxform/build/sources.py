@@ -133,7 +133,11 @@ class Columns:
             extension, data = kind.extensions[0], b""
             if isinstance(value, Mapping) and value.keys() & {"path", "bytes"}:  # Hugging Face's pictures, recordings
                 path, data = value.get("path") or "", value.get("bytes") or b""
+                if not isinstance(path, str) or not isinstance(data, bytes):
+                    raise ValueError(f"{name}: {value!r:.80} holds no bytes, nor the path of a file")
                 extension = _extension(path, kind) or extension
+                if not data and extension != _extension(path, kind):
+                    raise ValueError(f"{name}: {path!r} is no file of {wanted.modality} ({', '.join(kind.extensions)})")
                 data = data or (folder / path).read_bytes()
             elif isinstance(value, bytes):
                 data = value

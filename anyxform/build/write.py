@@ -123,7 +123,7 @@ def write(part: Part, source: Source, out: Path) -> int:
                 info.size, info.mode = len(data), 0o644
                 tar.addfile(info, io.BytesIO(data))
     if left_out:
-        _left_out_path(path).write_text("".join(left_out), encoding="utf-8")
+        _left_out_path(path).write_text("".join(left_out), encoding="utf-8", errors="backslashreplace")
     temporary.replace(path)
     write_beside(stat(path), index(path, contents=True))  # last: with it the shard is done
     return len(part.entries)

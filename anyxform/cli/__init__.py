@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from anyxform import __version__
+from anyxform.cli.arguments import printable
 from anyxform.field import did_you_mean
 
 COMMANDS = {  # name: (module:function, what it is for)
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def _help() -> str:

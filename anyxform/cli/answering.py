@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from anyxform.candidates import Rank
+from anyxform.cli.arguments import there
 from anyxform.field import Direction, Field
 from anyxform.long import Job, Made, pooled
 from anyxform.pipeline import Pipeline
@@ -61,7 +63,8 @@ def read_inputs(
     """Each input, and the `others`, as sources of the target; `origin`: the modality of all of them."""
     for number, given in enumerate(inputs):
         try:
-            sources = [pipeline.read((origin, given) if origin else given), *others]
+            value = Path(given) if there(given, Path.is_file) else given
+            sources = [pipeline.read((origin, value) if origin else value), *others]
         except (ValueError, OSError) as error:
             yield Failure.of(error)
         else:
@@ -131,7 +134,7 @@ def _best(pipeline: Pipeline, asked: Sequence[Asked | Failure], choice: Choice) 
     for place, it in enumerate(asked):
         try:
             if isinstance(it, Asked):
-                request = pipeline.request(it.direction, it.values)
+                request = pipeline.request(it.direction, pipeline.whole(it.direction, it.values))
                 _check_spelling(pipeline, it.direction, choice)
                 requests[place] = it, replace(request, seed=choice.seed + it.number)
         except ValueError as error:

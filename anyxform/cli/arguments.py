@@ -13,6 +13,11 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see: {self.prog} --help)")
 
 
+def printable(text: str) -> str:
+    """A text as a terminal may have it: signs that steer it, and what is no unicode, are written out."""
+    return "".join(it if it.isprintable() or it == "\t" else it.encode("unicode_escape").decode() for it in text)
+
+
 def short(number: float) -> str:
     """A large number in a few characters."""
     for size, letter in ((1e12, "T"), (1e9, "G")):

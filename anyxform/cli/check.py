@@ -10,6 +10,7 @@ from rich.table import Table
 
 from anyxform.check import KINDS, Checked, check, digests
 from anyxform.checkpoint import write_json
+from anyxform.cli.arguments import printable
 from anyxform.cli.bar import progress_bar
 from anyxform.cli.build import build_modalities, check_data, listed, prepared, typed
 from anyxform.cli.conf import compose
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         out = Path(str(config["out"]))
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "check.json", {name: it.to_dict() for name, it in checked.items()})
-        (out / "check.html").write_text(page(checked, config["split"]), encoding="utf-8")
+        (out / "check.html").write_text(page(checked, config["split"]), encoding="utf-8", errors="backslashreplace")
         print(out)
     return int(any(it.problems for it in checked.values()))
 
@@ -67,7 +68,9 @@ def tell(checked: Mapping[str, Checked]) -> None:
     for kind in KINDS:
         found = [finding for it in checked.values() for finding in it.findings if finding.kind == kind]
         for finding in found[:SHOWN]:
-            plain.print(f"{kind}: {finding.where}: {finding.what}", markup=False, highlight=False, soft_wrap=True)
+            plain.print(
+                printable(f"{kind}: {finding.where}: {finding.what}"), markup=False, highlight=False, soft_wrap=True
+            )
         if len(found) > SHOWN:
             plain.print(f"{kind}: and {len(found) - SHOWN:,} more")
 

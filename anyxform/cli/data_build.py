@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from anyxform.cli.arguments import Parser
+from anyxform.cli.arguments import Parser, printable
 from anyxform.cli.bar import progress_bar
 from anyxform.cli.processes import in_processes
 
@@ -81,7 +81,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _tell(out: Path, shards: Counter[str], before: int, skipped: Sequence[str]) -> None:
     for line in skipped[:SHOWN]:
-        print(f"left out: {line}", file=sys.stderr)
+        print(f"left out: {printable(line)}", file=sys.stderr)
     if len(skipped) > SHOWN:
         print(f"left out: and {len(skipped) - SHOWN:,} more", file=sys.stderr)
     if skipped:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anyxform.cli.arguments import printable
 from anyxform.cli.bar import progress_bar
 from anyxform.cli.build import build_modalities, check_data, listed, prepared, typed
 from anyxform.cli.conf import compose
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     for folder in {job.folder for job in jobs}:
         skipped += left_out(folder)
     for line in skipped:
-        print(f"left out: {line}", file=sys.stderr)
+        print(f"left out: {printable(line)}", file=sys.stderr)
     print(f"{out}: {total:,} samples in {len(jobs)} shards, with codes of {', '.join(modalities)}")
     print(f"to train on them: data.root={out}")
     return int(bool(skipped))

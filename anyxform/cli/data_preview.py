@@ -31,6 +31,6 @@ def main(arguments: Sequence[str]) -> int:
     gallery = Gallery(out / "media")
     title = f"{', '.join(datasets)}: {config['split']}"
     html = page(datasets, modalities, drawn, config["samples"], gallery, title)
-    (out / "index.html").write_text(html, encoding="utf-8")
+    (out / "index.html").write_text(html, encoding="utf-8", errors="backslashreplace")
     print(out / "index.html")
     return 0

@@ -160,7 +160,7 @@ class _Demo:
             notes=NOTES,
         )
         page = self.out / "index.html"
-        page.write_text(render(contents, pipeline.modalities, Gallery(self.out / "media")), encoding="utf-8")
+        page.write_text(render(contents, pipeline.modalities, Gallery(self.out / "media")), "utf-8", "backslashreplace")
         return page
 
     def _heatmap(self, draw: Any, rows: Any) -> None:

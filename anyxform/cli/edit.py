@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
     given = {name: value for name, value in vars(options).items() if name in Sampling.__dataclass_fields__}
     given |= {name: getattr(options, name) for name in ("redo", "keep", "extend", "to", "n", "rank")}
-    given["source"] = [*options.prompt, *options.source]
+    given["source"] = [*(("text", it) for it in options.prompt), *options.source]
     round = Round.of(**given)  # complains before anything is loaded
     pipeline = load(options.checkpoint, device=options.device)
     name, value = pipeline.read((options.origin, options.input) if options.origin else options.input)

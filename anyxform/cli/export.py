@@ -81,6 +81,7 @@ def _write_weights(options: argparse.Namespace) -> None:
     from anyxform.pipeline import located
     from anyxform.progress import configs_until, read_journal, thinned, until
     from anyxform.routes import FILE
+    from anyxform.storage import without_secrets
 
     source = checkpoint.find(options.checkpoint).resolve()
     model, modalities, config = checkpoint.load(source)
@@ -98,7 +99,7 @@ def _write_weights(options: argparse.Namespace) -> None:
         own = {name: config[name] for name in ("directions", "facts")}
         checkpoint.write(folder, checkpoint.contents(model, modalities, copy=copy, **own))
         for path, name in configs_until(run, facts.get("steps")):
-            (folder / name).write_bytes(path.read_bytes())
+            (folder / name).write_text(without_secrets(path.read_text(encoding="utf-8")), encoding="utf-8")
         if (source / FILE).is_file():
             (folder / FILE).write_bytes((source / FILE).read_bytes())
         if journal:

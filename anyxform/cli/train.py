@@ -38,6 +38,7 @@ from anyxform.progress import Display, Journal, Silent, display
 from anyxform.rows import Rows, merged
 from anyxform.samples import probes, write_samples
 from anyxform.sequence import Batch, pack
+from anyxform.storage import without_secrets
 from anyxform.train import Metrics, TrainState, averaged, validation_loss
 
 
@@ -148,7 +149,7 @@ class Run:
         """How the model was trained, for its card."""
         state = self.state
         return {
-            "command": self.command,
+            "command": without_secrets(self.command),
             "began_with": self.began_with,
             "seed": self.config["seed"],
             "steps": state.step,

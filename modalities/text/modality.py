@@ -82,6 +82,9 @@ class Text(Modality):
             raise ValueError("the text is empty")
         return text
 
+    def accept(self, value: Any) -> str:
+        raise ValueError(f"a text is a string, not {type(value).__name__}")
+
     def save(self, value: str) -> bytes:
         return value.encode("utf-8")
 

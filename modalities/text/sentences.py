@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Iterator
 
-_SENTENCE = re.compile(r"[.!?…]+[\"'»”’)\]]*\s+|[。！？]+[」』）]*|\s*\n\s*")
+# what stands before a match is no part of it, so that long rows of signs or spaces are read but once
+_SENTENCE = re.compile(r"(?<![.!?…])[.!?…]++[\"'»”’)\]]*+\s+|[。！？]+[」』）]*|(?<!\s)\s*\n\s*")
 _CLAUSE = re.compile(r"[,;:–—]\s+|[，、；：]")
 _WORD = re.compile(r"\s+")
 
