@@ -40,6 +40,8 @@ class DenseAttention:
         return sdpa(q, k, v, self.mask.to(q.device))[0].transpose(0, 1)
 
 
+LARGE = 512
+"""Tokens of a segment from which few masks are kept: they are megabytes each."""
 BLOCK = 128
 """Tokens of a block of FlexAttention."""
 _Shape = tuple[int, int, bool]
@@ -111,12 +113,18 @@ def _weighed(q: Tensor, k: Tensor, v: Tensor, shape: _Shape) -> Tensor:
     return (scores.softmax(-1) @ v).unflatten(2, (shared, tokens)).flatten(1, 2)
 
 
-@lru_cache(maxsize=4096)
 def _mask(prefix: int, target: int, causal: bool) -> Tensor | None:
     """The mask of one segment; None where everything is seen. Kept: lengths repeat from layer to layer, row to row."""
     if target == 0:
         return None
+    return (_large_mask if prefix + target > LARGE else _small_mask)(prefix, target, causal)
+
+
+def _made_mask(prefix: int, target: int, causal: bool) -> Tensor:
     return may_attend(Segments([0], [prefix], [target], [causal]), prefix + target)
+
+
+_small_mask, _large_mask = lru_cache(maxsize=2048)(_made_mask), lru_cache(maxsize=16)(_made_mask)
 
 
 @lru_cache(maxsize=256)  # not as many as of `_mask`: they are of large segments, megabytes each
@@ -129,7 +137,8 @@ def _added(shape: _Shape, times: int, dtype: torch.dtype) -> Tensor:
 
 def forget_masks() -> None:
     """Make masks anew from here on."""
-    _mask.cache_clear()
+    _small_mask.cache_clear()
+    _large_mask.cache_clear()
     _added.cache_clear()
 
 

@@ -11,7 +11,8 @@ For each seed:
 - `peer`: what a library has for the task (`benchmarks.peers`), trained on the same samples alone for SECONDS.
 
 `--little`, on the demo's slice, asks what sharing gives a task with little data: French captions from one drawing of
-each thing, French transcripts from a tenth of the recordings, beside English ones from all. `peer` is left out.
+each thing, French transcripts from a tenth of the recordings, beside English ones from all, which are not trained alone.
+`peer` is left out.
 
 All learn by a cosine over their budget. They are judged on the same held-out samples: drawings in styles that were not
 trained on, and sentences, names, and pairs of name and style that were not. Overrides are those of `anyxform train`.
@@ -73,7 +74,7 @@ DEMO = {
 LITTLE = {
     "captions": DEMO["captions"],
     "French captions": Task(
-        "image:fxemoji>text:fr", "image>text:fr", "instance", "exact", ("pictures",), new_only=True
+        "image:fxemoji>text:fr", "image>text:fr", "instance", "exact", ("pictures",), new_only=True, little=True
     ),
     "transcripts": Task("audio:en*>text:en", "audio:en*>text:en", "instance", "exact", ("numbers",)),
     "French transcripts": replace(DEMO["transcripts"], little=True),
@@ -242,7 +243,7 @@ def one_seed(tasks: Tasks, options: argparse.Namespace, overrides: Sequence[str]
             "same samples": lambda name=name: Budget(samples=budget.seen[name]),  # type: ignore[misc]
             "same compute": lambda: Budget(seconds=seconds),
         }
-        for label, make in others.items() if alone_too else ():
+        for label, make in others.items() if alone_too and (task.little or not options.little) else ():
             own = make()
             systems[label] = answers(train_ours({name: task}, overrides, seed, own), items)
             samples[label] = own.seen.total()
