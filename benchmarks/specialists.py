@@ -11,7 +11,7 @@ For each seed:
 - `peer`: what a library has for the task (`benchmarks.peers`), trained on the same samples alone for SECONDS.
 
 `--little`, on the demo's slice, asks what sharing gives a task with little data: French captions from one drawing of
-each thing, French transcripts from a tenth of the recordings, beside English ones from all, which are not trained alone.
+each thing, French transcripts from a tenth of the recordings, beside English ones from all, which none learns alone.
 `peer` is left out.
 
 All learn by a cosine over their budget. They are judged on the same held-out samples: drawings in styles that were not
