@@ -1,6 +1,7 @@
 """On a CUDA device: the same as on the CPU, nothing compiled twice, and no row waits for the device."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ import torch
 from anyxform.compiled import CompiledStep
 from anyxform.field import Field
 from anyxform.generate import generate
+from anyxform.likelihood import likelihoods
 from anyxform.loss import batch_loss
 from anyxform.model import compile_blocks
 from anyxform.optim import adamw
 from anyxform.request import Request
 from anyxform.sampling import Sampling
+from anyxform.sequence import pack
+from anyxform.spelling import spelt
 from anyxform.train import train_step
 from tests.toy import toys
 from tests.toy_training import DIRECTIONS, toy_example, toy_model, toy_row
@@ -106,3 +110,34 @@ def test_a_compiled_step_answers_as_a_plain_one_does() -> None:
     model.decode_step = CompiledStep(model)
     for _ in range(3):
         assert [it.codes.tolist() for it in generate(model, modalities, requests, options)] == expected
+
+
+@pytest.mark.parametrize("align_weight", [0.0, 2.0])
+def test_alignments_have_the_losses_and_gradients_of_the_cpu(align_weight: float) -> None:
+    generator, found = torch.Generator().manual_seed(3), []
+    examples = [replace(toy_example("sound", "text", generator), aligned=True) for _ in range(7)]
+    for device in ("cpu", "cuda"):
+        model = toy_model().to(device)
+        row = pack(examples, model.condition_ids, 256).to(torch.device(device))
+        total, _ = batch_loss(model, row, align_weight=align_weight)
+        total.backward()
+        gradients = {name: it.grad.cpu() for name, it in model.named_parameters() if it.grad is not None}
+        found.append((total.detach().cpu(), gradients))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_of_any_length_are_scored_and_spelt_by_few_kernels() -> None:
+    """As the CPU scores and spells them, though each call has another number of tokens."""
+    from torch._dynamo.utils import counters
+
+    modalities, generator = toys(), torch.Generator().manual_seed(0)
+    examples = [toy_example("sound", "text", generator) for _ in range(12)]
+    requests, codes = [Request(it.sources, Field("text")) for it in examples], [it.target.codes for it in examples]
+    found = []
+    for device in ("cpu", "cuda"):
+        model, before = toy_model().to(device).eval(), counters["stats"]["unique_graphs"]
+        scores = [likelihoods(model, modalities, requests[:count], codes[:count]) for count in range(1, 13)]
+        spellings = [[*spelt(model, modalities, requests[:count])] for count in range(1, 13)]
+        assert counters["stats"]["unique_graphs"] - before <= 4
+        found.append((scores, spellings))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
