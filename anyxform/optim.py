@@ -195,11 +195,14 @@ def optimizer_named(name: str) -> Callable[..., Any]:
     return OPTIMIZERS[name]
 
 
-def state_names(optimizer: Any) -> list[frozenset[str]]:
-    """What an optimizer keeps of each parameter, in the order in which it numbers them."""
-    moments, average = frozenset({"step", "exp_avg", "exp_avg_sq"}), frozenset({"momentum_buffer"})
+def state_names(optimizer: Any) -> list[frozenset[str] | None]:
+    """What an optimizer keeps of each parameter, in the order in which it numbers them; None: not known."""
+    kept = {
+        torch.optim.Muon: frozenset({"momentum_buffer"}),
+        torch.optim.AdamW: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+    }
     return [
-        average if isinstance(part, torch.optim.Muon) else moments
+        next((names for kind, names in kept.items() if isinstance(part, kind)), None)
         for part in getattr(optimizer, "parts", [optimizer])
         for group in part.param_groups
         for _ in group["params"]

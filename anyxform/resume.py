@@ -326,7 +326,7 @@ def _load_optimizer(state: TrainState, path: Path) -> None:
             continue
         parts.setdefault(numbers[name], {})[part] = parted(tensor, like=like[name])
     kept = state_names(state.optimizer)
-    if any(part.keys() != kept[number] for number, part in parts.items()):
+    if any(kept[number] not in (None, part.keys()) for number, part in parts.items()):
         raise ValueError(
             f"{path.parent} was trained with another optim.name: resume with that, or begin anew with its weights by "
             "model.init_from"

@@ -133,12 +133,13 @@ def _context(modalities: Mapping[str, Modality]) -> BaseContext:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
     packages = tuple({type(it).__module__.partition(".")[0] for it in modalities.values()})
     theirs = [name for name in sys.modules if name.partition(".")[0] in packages]
     context.set_forkserver_preload(["anyxform.rows", *theirs])
+    resource_tracker.ensure_running()  # first, as it unblocks the signal where it starts
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited: see `_leave_group`
     try:
         forkserver.ensure_running()

@@ -151,7 +151,7 @@ def test_a_process_that_dies_takes_the_run_down_and_all_start_again(tiny, tmp_pa
 )
 def test_a_run_that_is_ended_says_so_in_a_few_lines(tiny, tmp_path, what, code, message):
     """Also by a signal that reaches the processes which read the data, as torchrun sends it."""
-    options = ("train.steps=2000", "train.sample_every=0", "data.num_workers=1")
+    options = ("train.steps=2000", "train.sample_every=0", f"data.num_workers={int(what == 'all')}")
     process = train(tiny, tmp_path, *options, "distributed.processes=2")
     wait_for(tmp_path / "metrics.jsonl", lines=4)
     kill_one(process.pid) if what == "one" else process.terminate()
