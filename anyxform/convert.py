@@ -246,7 +246,7 @@ def _members(conversion: Conversion, sample: Sample, made: Made) -> dict[str, An
 
 
 def _failure(shard: str, key: str | None, error: Exception | str) -> dict[str, Any]:
-    return {"shard": without_secrets(shard), "key": key, "error": " ".join(str(error).split())}
+    return {"shard": without_secrets(shard), "key": key, "error": without_secrets(" ".join(str(error).split()))}
 
 
 def _write_failures(folder: Path, shard: str, failures: Sequence[Mapping[str, Any]]) -> None:

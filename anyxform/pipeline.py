@@ -299,10 +299,14 @@ class Pipeline:
             raise ValueError(f"{_short(given)} is no file, and its modality is unknown: give (modality, value)")
         if _looks_like_a_file(given, self.modalities):
             raise ValueError(f"there is no file {_short(given)}")
-        for name, modality in self.modalities.items():
-            if modality.literal:
-                return name
-        raise ValueError(f"there is no file {_short(given)}, and the model reads {', '.join(self.modalities)}")
+        if not self.literal:
+            raise ValueError(f"there is no file {_short(given)}, and the model reads {', '.join(self.modalities)}")
+        return self.literal
+
+    @property
+    def literal(self) -> str:
+        """The modality whose values are written out on a command line; empty: the model reads none."""
+        return next((name for name, modality in self.modalities.items() if modality.literal), "")
 
     def request(self, direction: Direction, values: Sequence[Any]) -> Request:
         """A request for the target of a direction, given its sources' values; ValueError: one is too long, say."""

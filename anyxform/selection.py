@@ -111,11 +111,9 @@ def choose_items(
         for direction in sorted(fitting):
             if counts[direction] >= limit or not new & {*direction.sources, direction.target}:
                 continue
-            if any(_said(it, values) in seen for it in {*direction.sources, direction.target} & {*_texts(values)}):
-                continue
             if not known(direction):
                 chosen.unknown.add(str(direction))
-            elif item := _item(key, direction, values, modalities, chosen.refused):
+            elif item := _item(key, direction, values, modalities, seen, chosen.refused):
                 chosen.items.append(item)
                 counts[direction] += 1
     return chosen
@@ -136,11 +134,18 @@ def _bytes(text: str) -> bytes:
 
 
 def _item(
-    key: str, direction: Direction, values: Values, modalities: Mapping[str, Modality], refused: Counter[str]
+    key: str,
+    direction: Direction,
+    values: Values,
+    modalities: Mapping[str, Modality],
+    seen: Container[tuple[str, str]],
+    refused: Counter[str],
 ) -> Item | None:
-    """None, counted by reason, if a value cannot be read or is one that training refuses too."""
+    """None if a text is one of those that are seen, or, counted by reason, if training refuses a value too."""
     try:
         for wanted in (*direction.sources, direction.target):
+            if modalities[wanted.modality].literal and _said(wanted, values) in seen:
+                return None
             modalities[wanted.modality].preprocess(values[wanted])
         sources = tuple(values[source] for source in direction.sources)
         text, others = _english(values, direction.target), _alternatives(values, direction)

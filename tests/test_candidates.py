@@ -59,6 +59,7 @@ def test_they_depend_on_no_other_request(ax: Pipeline) -> None:
 def test_of_silence_there_is_nothing_to_choose(ax: Pipeline) -> None:
     found = ax.candidates(("audio", Waveform(torch.zeros(8000))), to="text", n=3)
     assert [(it.value, it.score) for it in found] == [("", 0.0)]
+    assert ax(("audio", Waveform(torch.zeros(8000))), to="text:fr", via="text:en") == ""
 
 
 def back(ax: Pipeline, sources: list[str], value: object, field: str) -> float:

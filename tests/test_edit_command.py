@@ -76,6 +76,16 @@ def test_texts_are_printed_or_written(edit) -> None:
     assert len(lines) == 3 and all("\ta " in line for line in lines)
 
 
+def test_a_prompt_is_a_text_and_an_input_a_file(edit, here: Path) -> None:
+    """Whatever the one is called, and whatever ending the other has."""
+    Path("notes.dat").write_text("a red disc")
+    code, _, err = edit("notes.dat", "--from", "text", "--redo", "red", "--prompt", "disc.png", "-o", "new.txt")
+    assert code == 0, err
+    assert Path("new.txt").read_text().startswith("a ") and Path("new.txt").read_text().endswith(" disc")
+    history = json.loads(Path("new.txt.edits/history.json").read_text())
+    assert ["text", "disc.png"] in history["rounds"][0]["source"]
+
+
 def test_without_o_nothing_is_overwritten(edit) -> None:
     assert edit("disc.wav", "--redo", "0.1:")[1] == "disc-2.wav\n"
     assert Path("disc.wav").read_bytes() == WAV != Path("disc-2.wav").read_bytes()

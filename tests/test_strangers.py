@@ -43,6 +43,14 @@ def test_a_name_that_is_no_unicode_is_a_key_like_any_other(tmp_path, tiny: Tiny,
     assert main(["data", "build", str(tmp_path / "val-0.tar"), str(tmp_path / "out"), "--workers", "1"]) == 0
 
 
+def test_a_text_that_cannot_be_read_ends_no_evaluation(tmp_path):
+    texts = {"a": b"a disc", "b": b"\xff\xfe\x00", "c": b"  "}
+    write_shard(tmp_path / "a.tar", [{"__key__": key, "png": PNG, "en.txt": text} for key, text in texts.items()])
+    modalities = {name: it() for name, it in registry().items() if name in ("text", "image")}
+    found = choose_items({"odd": opened(tmp_path / "a.tar")}, modalities, patterns=["image>text"])
+    assert [item.key for item in found.items] == ["odd/a"] and found.refused.total() == 2
+
+
 def test_what_a_terminal_is_shown_steers_nothing():
     assert printable("a\x1b[2Jb\u2028c\udce9 é") == "a\\x1b[2Jb\\u2028c\\udce9 é"
 

@@ -25,7 +25,7 @@ SHOWN = 10
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns 1 where there is a problem, as opposed to a remark."""
     config = typed(compose("check", prepared(arguments)), compose("check", []))
-    check_data(config["data"])
+    check_data(config["data"], ("root", "datasets", "directions"))
     data = config["data"]
     modalities = build_modalities(config["modality"], config["tokenizers"])
     datasets = open_datasets(data["datasets"], modalities, root=data["root"], split=config["split"])

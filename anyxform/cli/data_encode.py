@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     from anyxform.build.write import begin, left_out
 
     config = typed(compose("encode", prepared(arguments)), compose("encode", []))
-    check_data(config["data"])
+    check_data(config["data"], ("root", "datasets"))
     modalities = _chosen(build_modalities(config["modality"], config["tokenizers"]), listed(config["targets"]))
     out = Path(str(config["out"]))
     skipped: list[str] = []

@@ -17,7 +17,7 @@ from anyxform.preview import draw, page
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     config = typed(compose("preview", prepared(arguments)), compose("preview", []))
-    check_data(config["data"])
+    check_data(config["data"], ("root", "datasets", "directions"))
     if config["samples"] < 1 or config["draws"] < config["samples"]:
         raise ValueError(f"samples={config['samples']} must be 1 or more, and draws={config['draws']} no fewer")
     data, out = config["data"], Path(config["out"])

@@ -64,10 +64,12 @@ def main(arguments: list[str]) -> int:
 
     given = {name: value for name, value in vars(options).items() if name in Sampling.__dataclass_fields__}
     given |= {name: getattr(options, name) for name in ("redo", "keep", "extend", "to", "n", "rank")}
-    given["source"] = [*(("text", it) for it in options.prompt), *options.source]
-    round = Round.of(**given)  # complains before anything is loaded
+    Round.of(**given)  # complains before anything is loaded
     pipeline = load(options.checkpoint, device=options.device)
-    name, value = pipeline.read((options.origin, options.input) if options.origin else options.input)
+    given["source"] = [*((pipeline.literal, it) for it in options.prompt), *options.source]
+    round = Round.of(**given)
+    input = Path(options.input) if there(options.input, Path.is_file) else options.input
+    name, value = pipeline.read((options.origin, input) if options.origin else input)
     modality = pipeline.modalities[name]
     writer = Writer(options.out, modality, name, [options.input], options.source)
     if options.out is not None and (writer.format or options.out.suffix == ".jsonl"):

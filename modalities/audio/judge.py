@@ -35,6 +35,7 @@ def transcribe(values: Sequence[Waveform]) -> list[str]:
     return [_heard(value) for value in values]
 
 
+MOST_KEPT = 20_000
 _KEPT: dict[bytes, str] = {}
 """Words by the digest of what was said: systems often give the same answers."""
 
@@ -42,6 +43,8 @@ _KEPT: dict[bytes, str] = {}
 def _heard(value: Waveform) -> str:
     key = hashlib.sha256(value.samples.numpy().tobytes() + value.sample_rate.to_bytes(8)).digest()
     if key not in _KEPT:
+        if len(_KEPT) >= MOST_KEPT:
+            _KEPT.clear()
         _KEPT[key] = _words(value)
     return _KEPT[key]
 

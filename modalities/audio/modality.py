@@ -234,5 +234,5 @@ def _tokenizer(levels: tuple[int, ...], num_codebooks: int, width: int) -> Any:
     from modalities.audio.tokenizer import Tokenizer  # its quantiser takes seconds to import
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # of a GPU's chance nothing is known here
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed GPUs too
         return Tokenizer(levels, num_codebooks, width).eval().requires_grad_(False)

@@ -42,6 +42,7 @@ def features(pictures: Sequence[Picture]) -> Tensor:
     return torch.stack([_kept(picture.convert("RGB")) for picture in pictures])
 
 
+MOST_KEPT = 20_000
 _KEPT: dict[bytes, Tensor] = {}
 """Vectors by the digest of a picture: systems are judged on the same references, and often give the same answers."""
 
@@ -49,6 +50,8 @@ _KEPT: dict[bytes, Tensor] = {}
 def _kept(picture: Picture) -> Tensor:
     key = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).digest()
     if key not in _KEPT:
+        if len(_KEPT) >= MOST_KEPT:
+            _KEPT.clear()
         _KEPT[key] = _features(picture)
     return _KEPT[key]
 

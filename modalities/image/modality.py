@@ -221,7 +221,7 @@ def _tokenizer(levels: tuple[int, ...], width: int, downsample: int, num_codeboo
     from modalities.image.tokenizer import Tokenizer  # its quantiser takes seconds to import
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # of a GPU's chance nothing is known here
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed GPUs too
         return Tokenizer(levels, width, downsample, num_codebooks).eval().requires_grad_(False)
 
 

@@ -162,6 +162,8 @@ class Text(Modality):
 
     def split(self, value: str) -> list[Piece]:
         """Sentences, if the text is too long for the model; of a sentence that is too long itself, parts."""
+        if not value.strip():
+            return []
         if len(self._encode(value)) <= self.max_length:
             return [Piece(value, 0, len(value))]
         text, pieces, before = unicodedata.normalize("NFC", value), list[Piece](), 0
