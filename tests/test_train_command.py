@@ -267,6 +267,7 @@ def test_what_does_not_fit_a_run_that_is_there(
         (["train.device=gpu"], "the device 'gpu' cannot be used"),
         (["data.root=/nowhere"], "there is no folder '/nowhere' of shards: give data.root"),
         (["tokenizers=https://far.example/it"], "tokenizer for text cannot be read from https://far.example/it/text: "),
+        (["data.datasets={x: {shards: a.tar}}"], "data.datasets is given entries that it has not: add each, as +data."),
         (["train.val_every=null"], "train.val_every=null is not possible: give a number"),
         (["train.clip=null"], "train.clip=null is not possible: give a number"),
         (["train.loss_weights={adio: 0.5}"], "train.loss_weights names 'adio': did you mean 'audio'?"),

@@ -116,6 +116,8 @@ def _explain(error: Exception, name: str, overrides: Sequence[str], own: Path | 
         return f"a config is no YAML: {' '.join(lines)}"
     if match := re.search(r"Could not (?:override|delete)(?: from config)?[^']*'([^']+)'", message):
         keys = list(dict.fromkeys(_keys(name, overrides, match[1], own)))
+        if match[1] in keys:
+            return f"{match[1]} is given entries that it has not: add each, as +{match[1]}.NAME.KEY=VALUE"
         near = keys if get_close_matches(match[1], keys, n=1) else [key for key in keys if "." not in key]
         return f"no config key is called {match[1]!r}: {did_you_mean(match[1], near)}"
     if match := re.search(r"Could not find '([^']+)'", message):
