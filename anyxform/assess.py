@@ -1,14 +1,17 @@
 """A model judged on held-out samples beside every baseline, all on the same items."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from anyxform.baselines import TrainingSet, copied, shuffled
 from anyxform.candidates import Rank
 from anyxform.dataset import Dataset
-from anyxform.evaluate import MODEL, Item, Report, evaluate
+from anyxform.evaluate import BEST_OF, MODEL, Item, Report, evaluate
+from anyxform.field import Direction
 from anyxform.pipeline import Pipeline
+from anyxform.routes import VIA
 from anyxform.selection import Samples
 
 
@@ -50,11 +53,11 @@ def assess(
     if between is not None:
         seeds = [options["seed"] + number for number in range(len(items))]
         onward = pipeline.onward(directions, sources, [between] * len(items), seeds=seeds, batch_size=batch_size)
-        answers[f"via {between}"] = pipeline.answer(*onward, **options)
+        answers[f"{VIA}{between}"] = _each(pipeline, *onward, **options)
     if candidates > 1:
         say(f"{candidates} candidates of each")
         ranked = pipeline.ranked(directions, sources, n=candidates, rank=rank, **options)
-        answers[f"best of {candidates} by {rank}"] = [some[0].value for some in ranked]
+        answers[f"{BEST_OF}{candidates} by {rank}"] = [some[0].value for some in ranked]
     if known is not None:
         answers |= {
             "most frequent": known.most_frequent(items),
@@ -64,6 +67,16 @@ def assess(
         }
     say("scoring")
     return Assessment(items, answers, evaluate(items, answers, pipeline.modalities, judges=judges, seed=seed))
+
+
+def _each(pipeline: Pipeline, directions: Sequence[Direction], sources: Sequence[Any], **options: Any) -> list[Any]:
+    """As `Pipeline.answer`, but None where nothing can be made, as of the nothing that was made on the way."""
+    jobs = {}
+    for number, (direction, values) in enumerate(zip(directions, sources, strict=True)):
+        with suppress(ValueError):
+            jobs[number] = pipeline.job(direction, values, options["seed"] + number)
+    made = dict(zip(jobs, pipeline.perform(list(jobs.values()), **options)))
+    return [made[number].value if number in made else None for number in range(len(directions))]
 
 
 def training_set(pipeline: Pipeline, datasets: Mapping[str, Dataset], items: Sequence[Item]) -> TrainingSet:

@@ -55,10 +55,11 @@ class _Table:
     """All training values of one modality: features ``[M, F]``, centred and of length 1, and whose they are."""
 
     def __init__(self, values: Sequence[_Value]) -> None:
-        raw = torch.stack([vector for vector, _, _ in values])
-        self.mean = raw.mean(0)
-        self.features = F.normalize(raw - self.mean, dim=1)
-        self.to_mean = (raw - self.mean).norm(dim=1)
+        self.features = torch.stack([vector for vector, _, _ in values])
+        self.mean = self.features.mean(0)
+        self.features -= self.mean  # in place, as there are many
+        self.to_mean = self.features.norm(dim=1)
+        self.features /= self.to_mean.clamp_min(1e-12)[:, None]
         self.samples = torch.tensor([sample for _, sample, _ in values])
         self.fields = [field for _, _, field in values]
 
@@ -73,7 +74,8 @@ class TrainingSet:
     """What the training samples would answer. They are read through once, and again one by one to answer.
 
     Where a target's field is in no training sample, its modality's other variants answer. Only values of `modalities`
-    are looked at, and of those only what `directions` need; values that `preprocess` refuses are left out.
+    are looked at, and of those only what `directions` need; what cannot be read, or is refused by `preprocess`, is left
+    out.
     """
 
     def __init__(
@@ -85,18 +87,22 @@ class TrainingSet:
         self.samples, self.modalities = samples, modalities
         wanted = {field.modality for direction in directions for field in (*direction.sources, direction.target)}
         rows: dict[str, list[_Value]] = {}
-        for number, sample in enumerate(samples):
+        for number in range(len(samples)):
+            try:
+                sample = samples[number]
+            except ValueError:  # it cannot be read: nothing has been trained on it either
+                continue
             for field in sorted(field for field in sample if field.modality in wanted):
-                vector = self._features(field.modality, sample[field])
+                vector = self._features(sample, field)
                 if vector is not None:
                     rows.setdefault(field.modality, []).append((vector, number, field))
-        self.tables = {name: _Table(values) for name, values in rows.items()}
+        self.tables = {name: _Table(rows.pop(name)) for name in list(rows)}
         self._frequent: dict[Field, Any] = {}
 
-    def _features(self, modality: str, value: Any) -> Tensor | None:
+    def _features(self, sample: Mapping[Field, Any], field: Field) -> Tensor | None:
         try:
-            return features(self.modalities[modality].preprocess(value))
-        except ValueError:  # too long or empty: not trained on either
+            return features(self.modalities[field.modality].preprocess(sample[field]))
+        except ValueError:  # undecodable, too long or empty: not trained on either
             return None
 
     def most_frequent(self, items: Sequence[Item]) -> list[Any]:

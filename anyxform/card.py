@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from anyxform.evaluate import MODEL, TRUTH
+from anyxform.evaluate import MODEL, is_baseline
 from anyxform.field import Direction
 from anyxform.progress import by_pairs
 
@@ -152,7 +152,7 @@ def _judged_on(report: Report) -> str:
     """What a report is about: its part of a suite, and the split."""
     settings = report.get("settings", {})
     part = str(settings.get("part", "")).replace("-", " ").capitalize()
-    return f"{part}, on" * bool(part) + "Judged on" * (not part) + f" the split `{settings.get('split', '?')}`"
+    return f"{f'{part}, on' if part else 'Judged on'} the split `{settings.get('split', '?')}`"
 
 
 def _results(report: Report) -> str:
@@ -184,7 +184,7 @@ def _best(row: Mapping[str, Any], metric: str) -> str:
     others = {
         name: values[metric]["value"]
         for name, values in row["systems"].items()
-        if name not in (MODEL, TRUTH) and metric in values
+        if is_baseline(name) and metric in values
     }
     if not others:
         return ""

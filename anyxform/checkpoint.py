@@ -94,6 +94,13 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read ({error}): take another checkpoint, or copy it again") from error
 
 
+def digest_of_weights(folder: Path) -> str:
+    """By which the weights of a checkpoint are known: short, and another for others."""
+    files = read_json(folder / MANIFEST)["files"]
+    digests = [f"{name} {it['sha256']}" for name, it in sorted(files.items()) if name.startswith("model")]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+
+
 def holds(path: Path) -> bool:
     """Whether there is a file of tensors, or a folder of its parts."""
     return path.is_file() or path.with_suffix("").is_dir()

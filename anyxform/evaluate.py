@@ -10,9 +10,17 @@ from typing import Any
 
 from anyxform.field import Direction, Field
 from anyxform.modality import Modality, Score
+from anyxform.routes import VIA
 from anyxform.statistics import Comparison, Interval, Verdict, compare, interval
 
 MODEL, TRUTH = "model", "truth"
+BEST_OF = "best of "
+"""How the names of the best of several answers of the model begin; those by way of a field begin with `VIA`."""
+
+
+def is_baseline(name: str) -> bool:
+    """Whether a system is one that the model has to beat, and not the truth or the model itself."""
+    return name not in (MODEL, TRUTH) and not name.startswith((VIA, BEST_OF))
 
 
 @dataclass(frozen=True)
@@ -64,19 +72,22 @@ class Row:
 
     def strongest(self, metric: str) -> str | None:
         """The baseline over which the model gains least."""
-        gains = {name: metrics[metric].gain.value for name, metrics in self.against.items() if metric in metrics}
+        gains = {name: metrics[metric].gain.value for name, metrics in self._baselines(metric).items()}
         return min(gains, key=lambda name: gains[name]) if gains else None
 
     def verdict(self, metric: str) -> Verdict:
         """The model against all baselines: `better` than each, `worse` than one, else `undecided`."""
-        verdicts = {metrics[metric].verdict for metrics in self.against.values() if metric in metrics}
+        verdicts = {metrics[metric].verdict for metrics in self._baselines(metric).values()}
         if "worse" in verdicts:
             return "worse"
         return "better" if verdicts == {"better"} else "undecided"
 
+    def _baselines(self, metric: str) -> dict[str, dict[str, Comparison]]:
+        return {name: it for name, it in self.against.items() if metric in it and is_baseline(name)}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        verdicts = {metric: self.verdict(metric) for metric in self.metrics if self.against}
+        verdicts = {metric: self.verdict(metric) for metric in self.metrics if self._baselines(metric)}
         return {**asdict(self), "lower_is_better": sorted(self.lower_is_better), "verdicts": verdicts}
 
 

@@ -31,7 +31,7 @@ def draw_heatmap(rows: Sequence[Row], path: Path, title: str = "") -> None:
         value = row.systems[MODEL][row.headline].value
         where = (targets.index(target), sources.index(source))
         axes.text(*where, f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}", ha="center", va="center", fontsize=7)
-    against = any(row.against for row in rows)
+    against = any(row.strongest(row.headline) for row in rows)
     bar = figure.colorbar(image, ax=axes, shrink=0.6)
     bar.set_label("share won against the best baseline" if against else "worst … best of the metric", fontsize=8)
     figure.savefig(path)
@@ -42,7 +42,7 @@ def _goodness(rows: Sequence[Row]) -> list[float]:
     values: dict[str, list[float]] = {}
     for row in rows:
         values.setdefault(row.headline, []).append(row.systems[MODEL][row.headline].value)
-    return [_share_won(row) if row.against else _place(row, values[row.headline]) for row in rows]
+    return [_share_won(row) if row.strongest(row.headline) else _place(row, values[row.headline]) for row in rows]
 
 
 def _share_won(row: Row) -> float:

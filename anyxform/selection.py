@@ -53,19 +53,30 @@ class Samples(Sequence[Mapping[Field, Any]]):
 
 
 def texts_of(datasets: Mapping[str, Dataset], modalities: Mapping[str, Modality]) -> set[tuple[str, str]]:
-    """Every text with its language, but for case, white space and punctuation; what cannot be read is left out."""
+    """Every text with its language, but for case, white space and punctuation; what cannot be read is left out.
+
+    Of one with a colon also what is behind it: a "flag: Iceland" tells how Iceland is called.
+    """
     found = set[tuple[str, str]]()
     for dataset in datasets.values():
         for number in range(len(dataset)):
-            with suppress(ValueError):
+            try:
                 values = Values(dataset.fields(number), modalities)
-                found.update(_said(it, values) for it in _texts(values))
+            except ValueError:
+                continue
+            for it in _texts(values):
+                with suppress(ValueError):
+                    text = str(values[it])
+                    found |= {(_language(it), _letters(text)), (_language(it), _letters(text.rpartition(":")[2]))}
     return found
 
 
-def _said(field: Field, values: Values) -> tuple[str, str]:
-    letters = "".join(filter(str.isalnum, str(values[field]).casefold()))
-    return (field.attributes or ("",))[0], letters
+def _language(field: Field) -> str:
+    return (field.attributes or ("",))[0]
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 @dataclass
@@ -144,10 +155,12 @@ def _item(
     """None if a text is one of those that are seen, or, counted by reason, if training refuses a value too."""
     try:
         for wanted in (*direction.sources, direction.target):
-            if modalities[wanted.modality].literal and _said(wanted, values) in seen:
+            if modalities[wanted.modality].literal and (_language(wanted), _letters(str(values[wanted]))) in seen:
                 return None
             modalities[wanted.modality].preprocess(values[wanted])
         sources = tuple(values[source] for source in direction.sources)
+        if len(sources) == 1 and not modalities[direction.sources[0].modality].split(sources[0]):
+            modalities[direction.target.modality].join([], [])  # of silence: a text, but no picture
         text, others = _english(values, direction.target), _alternatives(values, direction)
         return Item(key, direction, sources, values[direction.target], text, others)
     except ValueError as error:

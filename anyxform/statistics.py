@@ -15,6 +15,8 @@ from anyxform.modality import Score
 
 RESAMPLES = 1000
 LEVEL = 0.95
+FEWEST = 6
+"""Samples below which nothing is decided: not even if each were won could chance be ruled out at that level."""
 
 Verdict = Literal["better", "worse", "undecided"]
 
@@ -41,7 +43,9 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the whole interval of the gain lies on one side of 0."""
+        """Whether the whole interval of the gain lies on one side of 0, that of enough samples."""
+        if self.gain.n < FEWEST:
+            return "undecided"
         if self.gain.low > 0:
             return "better"
         return "worse" if self.gain.high < 0 else "undecided"

@@ -61,6 +61,26 @@ def test_a_target_field_that_training_lacks_is_answered_by_another_variant():
     assert find(directions=["image>sound:x"]).nearest([item("image>sound:x", GRIDS[0])]) == [((1, 2), (3, 4))]
 
 
+def test_what_cannot_be_read_is_passed_over():
+    """A sample, or one of its values."""
+
+    class Broken(dict):
+        def __getitem__(self, field):
+            if field == IMAGE:
+                raise ValueError("undecodable")
+            return super().__getitem__(field)
+
+    class Some(list):
+        def __getitem__(self, number):
+            if number == 1:
+                raise ValueError("no JSON")
+            return super().__getitem__(number)
+
+    samples = training()
+    known = TrainingSet(Some([Broken(samples[0]), *samples[1:]]), toys(), [Direction.parse("image>text:en")])
+    assert known.nearest([item("image>text:en", grid) for grid in GRIDS]) == ["dog"] * 3
+
+
 def test_shuffled_answers_move_within_their_direction():
     items = [item("image>text:en", GRIDS[0], key=str(n)) for n in range(5)]
     items += [item("image>text:fr", GRIDS[0], key=str(n)) for n in range(5)]

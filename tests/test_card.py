@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from anyxform.card import model_card
+from anyxform.checkpoint import digest_of_weights, find
 from anyxform.cli import main
 from tests.tiny import Tiny
 
@@ -58,11 +59,12 @@ def test_a_checkpoint_alone_has_a_card(run_dir: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_reports_is_read_whole(run_dir: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run_dir, tmp_path / "run")
     for part in ("captions", "unseen-names"):
         (tmp_path / part).mkdir()
         settings = {"part": part, "split": "test"}
         (tmp_path / part / "report.json").write_text(json.dumps({**REPORT, "settings": settings}))
-    assert main(["card", str(run_dir), "--report", str(tmp_path), "-o", str(tmp_path / "card.md")]) == 0
+    assert main(["card", str(run), "--report", str(tmp_path), "-o", str(tmp_path / "card.md")]) == 0
     card = (tmp_path / "card.md").read_text()
     assert "## Captions, on the split `test`" in card and "## Unseen names, on the split `test`" in card
 
@@ -99,6 +101,18 @@ def test_the_card_of_an_earlier_checkpoint_tells_of_no_later_training(tiny: Tiny
 def test_little_recorded_is_little_said() -> None:
     config = {"model": {"depth": 2, "dim": 32}, "modalities": {"text": {}}, "conditions": ["to:text"]}
     assert "no other attributes than: none" in model_card("Bare", config)
+
+
+def test_a_report_on_other_weights_is_refused(run_dir: Path, tmp_path: Path, capsys) -> None:
+    run_dir = shutil.copytree(run_dir, tmp_path / "run")
+    report = {"settings": {"weights": "0" * 16}, "summary": [], "directions": []}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    arguments = ["card", str(run_dir), "--report", str(tmp_path / "report.json"), "-o", str(tmp_path / "c.md")]
+    assert main(arguments) == 2
+    assert "report.json is about other weights than those in" in capsys.readouterr().err
+    report["settings"]["weights"] = digest_of_weights(find(run_dir))
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert main(arguments) == 0
 
 
 @pytest.mark.parametrize("content", ["[]", '{"summary": []}', "{", '{"summary": [{}], "directions": []}', None])

@@ -11,7 +11,7 @@ import torch
 from anyxform.cli import main
 from anyxform.cli.build import prepared, typed
 from anyxform.cli.conf import compose
-from anyxform.cli.eval import suited
+from anyxform.cli.eval import suited, with_own_data
 from anyxform.dataset import open_datasets
 from anyxform.field import Direction, Field
 from anyxform.pipeline import load
@@ -49,6 +49,31 @@ def test_every_trained_direction_with_new_media_is_judged(done: Path) -> None:
         "text>image",
         "text>audio",
     }
+
+
+def test_a_run_is_judged_on_its_own_data(run_dir: Path, tmp_path: Path) -> None:
+    """Which its config.yaml names; and on the first of the splits that these have."""
+    checkpoint = next((run_dir / "checkpoints").glob("step-*"))
+    for number, folder in enumerate((run_dir, checkpoint)):
+        out = tmp_path / str(number)
+        assert main(["eval", str(folder), "limit=1", "baselines=false", "judges=false", f"out={out}"]) == 0
+        assert set(rows(out)) == TRAINED and report(out)["settings"]["split"] == "instance"
+
+
+def test_one_key_of_its_own_data_can_be_another(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", str(run_dir), "judges=false", f"out={tmp_path / 'out'}"]
+    assert main([*arguments, f"data.root={tmp_path}"]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert main([*arguments, "data.rot=elsewhere"]) == 2
+    assert "no config key is called 'data.rot': did you mean 'data.root'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["data: {root: '${oc.env:HOME}'}", "data: [", "- data", "data: none"])
+def test_a_config_beside_a_checkpoint_looks_nothing_up(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    assert with_own_data(str(tmp_path), ["limit=1"]) == ["limit=1"]
 
 
 def test_values_come_with_their_number_and_interval(done: Path) -> None:
@@ -132,7 +157,14 @@ def test_results_go_beside_those_of_other_runs(
     [
         (["split=tset"], "no dataset has shards of the split 'tset' under"),
         (["baselines_split=none"], "no dataset has shards of the split 'none' under"),
-        (["limit=0"], "the split 'instance' holds nothing to judge this model on: its directions are ['audio>text:en'"),
+        (["limit=0"], "candidates=1, limit=0: give 1 or more"),
+        (["candidates=0"], "candidates=0, limit=1: give 1 or more"),
+        (["rank=bakc"], "rank='bakc' is"),
+        (["split=2024"], "no dataset has shards of the split '2024' under"),
+        (["suite=tiny", "suite.captions.limit=all"], "suite.captions.limit=all is not possible: give a number"),
+        (["suite=tiny", "suite.captions=some"], "suite.captions=some is not possible: give keys and values"),
+        (["sampling={align_weight: 0.5}"], "align_weight=0.5 is not possible: this model has learnt"),
+        (["data.datasets.shapes={shard: x}"], "data.datasets.shapes"),
         (["directions=[text>text]"], "the split 'instance' holds nothing to judge this model on"),
         (["directions=[image>text:de]"], "holds nothing to judge this model on"),
         (["directions=[image]"], "'image' is not a pattern of directions: write source>target"),

@@ -92,6 +92,16 @@ def test_a_judge_gives_the_headline_only_where_every_sample_has_a_text():
     assert evaluate(untold, answers, modalities).directions[0].headline == "exact"
 
 
+def test_the_models_own_other_answers_are_no_baselines():
+    items = make_items(("image>text:fr",))
+    answers = {"model": ["zz"] * len(items), "via text:en": truth(items), "best of 4 by back": truth(items)}
+    (row,) = evaluate(items, answers, toys()).directions
+    assert row.strongest("exact") is None and not row.to_dict()["verdicts"]
+    assert row.against["via text:en"]["exact"].verdict == "worse"
+    (row,) = evaluate(items, {**answers, "nearest": ["yy"] * len(items)}, toys()).directions
+    assert row.strongest("exact") == "nearest" and row.verdict("exact") == "undecided"
+
+
 def test_a_report_is_plain_json():
     items = make_items()
     report = evaluate(items, {"model": truth(items), "nonsense": ["zz"] * len(items)}, toys())

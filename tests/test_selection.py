@@ -8,8 +8,9 @@ import pytest
 
 from anyxform.dataset import Dataset, extensions_of
 from anyxform.field import Field
-from anyxform.selection import Samples, choose_items
-from tests.toy import toys
+from anyxform.modality import get_modality
+from anyxform.selection import Samples, choose_items, texts_of
+from tests.toy import ToyText, toys
 
 FIELDS = {"text:*": "json.text.*"}
 
@@ -84,6 +85,29 @@ def test_refused_and_broken_values_are_counted(datasets):
     assert "toy/s00" in keys(chosen, "image:x>text:en") and "toy/s00" not in keys(chosen, "image:x>text:fr")
     assert any("longer than" in reason for reason in chosen.refused)
     assert keys(chosen, "image:y>text:en") == [] and any("not a grid" in reason for reason in chosen.refused)
+
+
+def test_texts_are_known_by_their_letters_and_by_what_is_behind_a_colon(tmp_path):
+    texts = [{"en": "Flag: Åland Islands", "fr": 5}, {"de": "q" * 9 + "1", "en": "a cat!"}]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, text in enumerate(texts):
+            content = json.dumps({"text": text}).encode()
+            info = tarfile.TarInfo(f"s{number}.json")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    modalities = {"text": get_modality("text")()}
+    datasets = {"it": Dataset("it", [tmp_path / "a.tar"], extensions=extensions_of(modalities), fields=FIELDS)}
+    found = texts_of(datasets, modalities)
+    assert {("en", "flagålandislands"), ("en", "ålandislands"), ("en", "acat"), ("de", "q" * 9 + "1")} <= found
+
+
+def test_silence_that_makes_no_picture_is_refused(datasets):
+    """Of nothing an empty text can be made; a picture cannot."""
+    for join in ({}, {"join": lambda self, values, pieces: ""}):
+        silent = type("Silent", (ToyText,), {"split": lambda self, value: [], **join})()
+        chosen = choose_items(datasets, {**toys(), "text": silent}, patterns=["text:en>image", "text:en>text:fr"])
+        assert not keys(chosen, "text:en>image:x") and bool(keys(chosen, "text:en>text:fr")) == bool(join)
+        assert any("the source says nothing" in reason for reason in chosen.refused)
 
 
 def test_new_media_must_take_part(datasets):

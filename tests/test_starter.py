@@ -248,7 +248,7 @@ def test_a_package_is_downloaded_once(npm, tmp_path):
 
 @pytest.mark.usefixtures("npm")
 @pytest.mark.parametrize(
-    ("client", "program"), [("npm", "npm, .*install Node"), ("apt", "apt-get, .*Debian and Ubuntu")]
+    ("client", "program"), [("npm", "npm, .*install Node"), ("apt", "apt-get, .*Debian, whose release 12")]
 )
 def test_a_missing_client_is_named_with_a_way_out(tmp_path, client, program):
     package = Package(client, "x", "1", "x.deb", "", "MIT", "")
@@ -260,6 +260,12 @@ def test_a_missing_client_is_named_with_a_way_out(tmp_path, client, program):
 def test_a_failed_download_says_what_the_client_said(npm, tmp_path, script):
     npm(script)
     with pytest.raises(ValueError, match=r"`npm pack @x/y@1\.0` failed \(no such thing\): run it by hand in .*cache"):
+        fetch(PACKAGE, tmp_path / "cache")
+
+
+def test_the_line_that_says_what_is_wrong_is_told(npm, tmp_path):
+    npm("echo npm error code E404 >&2; echo npm error A complete log of this run >&2; echo '   in /logs' >&2; exit 1")
+    with pytest.raises(ValueError, match=r"failed \(npm error code E404\)"):
         fetch(PACKAGE, tmp_path / "cache")
 
 

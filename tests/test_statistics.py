@@ -70,6 +70,12 @@ def test_a_metric_of_errors_is_better_when_lower():
     assert compare(low, low, _keys(10)).wins == 0.5
 
 
+def test_few_samples_decide_nothing():
+    """However they turn out: five that are all won happen by chance more often than one time in twenty."""
+    for count, verdict in ((1, "undecided"), (5, "undecided"), (6, "better")):
+        assert compare([Score(1.0)] * count, [Score(0.0)] * count, _keys(count)).verdict == verdict
+
+
 def test_nothing_to_average_is_an_error():
     with pytest.raises(ValueError, match="no scores"):
         interval([], [])

@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from anyxform.cli import main
+from anyxform.pipeline import load
 from tests.tiny import Tiny, samples, write_shard
 
 STEPS = 24
@@ -244,6 +245,22 @@ def test_what_does_not_fit_a_run_that_is_there(
     assert main(tiny.train(run_dir, *overrides)) == 2
     check_line(capsys, message)
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before, "the run is left as it was"
+
+
+def test_what_the_data_do_not_have_needs_no_tokenizer(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The audio is left out, with a word; where a direction wants it, it is missing."""
+    tokenizers = tmp_path / "tokenizers"
+    for name in ("text", "image"):
+        shutil.copytree(tiny.root / "tokenizers" / name, tokenizers / name)
+    without = ["data.hold_out=[audio>*,*>audio]", f"tokenizers={tokenizers}", "train.steps=1"]
+    assert main(tiny.train(tmp_path / "run", *without)) == 0
+    assert "without audio: not in these data, and there is no tokenizer" in capsys.readouterr().err
+    assert set(load(tmp_path / "run").modalities) == {"text", "image"}
+    assert main(tiny.train(tmp_path / "run", *without[:-1], "train.steps=2", "resume=auto")) == 0
+    assert main(tiny.train(tmp_path / "other", f"tokenizers={tokenizers}")) == 2
+    assert "there is no tokenizer for audio" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

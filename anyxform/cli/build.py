@@ -1,7 +1,7 @@
 """From plain configs to modalities, data and a model: what the commands that train and judge have in common."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,10 @@ def typed(config: Any, defaults: Any, name: str = "") -> Any:
     return type(defaults)(config)
 
 
+class NoTokenizer(ValueError):
+    """There is no folder with the tokenizer of a modality."""
+
+
 OF_DATA = ("root", "datasets", "directions", "tokens_per_row", "pool", "num_workers")
 
 
@@ -107,9 +111,10 @@ def build_modality(config: Mapping[str, Any], tokenizers: str = NONE, origin: Or
             f"the tokenizer for {name} cannot be read from {folder}: give tokenizers=, a folder on the disk"
         )
     if not Path(folder).is_dir():
-        raise ValueError(
+        raise NoTokenizer(
             f"there is no tokenizer for {name} in {folder}: run anyxform tokenizer modality={name} "
-            f"out={Path(folder).parent}, or, if it needs none, say +modality.{name}.tokenizer=none"
+            f"out={Path(folder).parent}, or, if it needs none, say +modality.{name}.tokenizer=none; "
+            f"~modality@modality.{name} leaves {name} out"
         )
     return load_modality(folder, **arguments)
 
@@ -119,10 +124,20 @@ def _below(tokenizers: str, name: str) -> str:
 
 
 def build_modalities(
-    configs: Mapping[str, Mapping[str, Any]], tokenizers: str = NONE, origin: Origin | None = None
+    configs: Mapping[str, Mapping[str, Any]],
+    tokenizers: str = NONE,
+    origin: Origin | None = None,
+    used: Container[str] | None = None,
 ) -> dict[str, Modality]:
-    """All modalities of a config by name."""
-    return {name: build_modality(configs[name], tokenizers, origin) for name in modality_classes(configs)}
+    """All modalities of a config by name, but for those that are not `used`, if that is said, and have no tokenizer."""
+    built = {}
+    for name in modality_classes(configs):
+        try:
+            built[name] = build_modality(configs[name], tokenizers, origin)
+        except NoTokenizer:
+            if used is None or name in used:
+                raise
+    return built
 
 
 @dataclass(frozen=True)
@@ -191,6 +206,11 @@ class Data:
     def trained_directions(self, modalities: Sequence[str]) -> list[Direction]:
         """Every direction that the training split holds and the config does not hold out."""
         return _directions(self._kinds(modalities), self.directions)
+
+    def used(self, modalities: Sequence[str]) -> set[str]:
+        """Which of them the trained directions have, as a source or as their target."""
+        found = self.trained_directions(modalities)
+        return {field.modality for it in found for field in (*it.sources, it.target)}
 
     @property
     def absent(self) -> list[str]:

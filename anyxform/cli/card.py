@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     steps = config.get("facts", {}).get("steps")
     journal, name = until(read_journal(run / "metrics.jsonl"), steps), f"{out.stem}.svg" if options.out else CURVE
     curve = training_curve(journal)
-    reports = [_report(path) for given in options.report for path in _reports(given)]
+    reports = [_report(path, folder) for given in options.report for path in _reports(given)]
     text = model_card(
         options.title or run.name,
         config,
@@ -81,9 +81,9 @@ def _reports(path: Path) -> list[Path]:
     return [path]
 
 
-def _report(path: Path) -> dict[str, Any]:
-    """A report whose rows have all that a card shows."""
-    from anyxform.checkpoint import read_json
+def _report(path: Path, checkpoint: Path) -> dict[str, Any]:
+    """A report on this checkpoint, whose rows have all that a card shows."""
+    from anyxform.checkpoint import digest_of_weights, read_json
     from anyxform.evaluate import MODEL
 
     if not path.is_file():
@@ -94,4 +94,7 @@ def _report(path: Path) -> dict[str, Any]:
             row["systems"][MODEL][row["headline"]]["value"], row["direction"], row["n"], row["lower_is_better"]
     except (TypeError, KeyError):
         raise ValueError(f"{path} is no report of anyxform eval: give the report.json that it wrote") from None
+    judged = report.get("settings", {}).get("weights")
+    if judged is not None and judged != digest_of_weights(checkpoint):
+        raise ValueError(f"{path} is about other weights than those in {checkpoint}: judge these by anyxform eval")
     return report

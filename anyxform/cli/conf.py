@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import indent
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -51,6 +52,11 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise ValueError(_explain(error, name, overrides, own)) from error
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
+
+
+def offer(group: str, name: str, tree: Mapping[str, Any]) -> None:
+    """Let ``group=name`` be chosen, though no folder has such a file."""
+    ConfigStore.instance().store(name=name, group=group, node=OmegaConf.create(dict(tree)))
 
 
 def usage(name: str, overrides: Sequence[str] = (), own: Path | None = None) -> str:

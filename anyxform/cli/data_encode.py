@@ -37,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
 
     config = typed(compose("encode", prepared(arguments)), compose("encode", []))
     check_data(config["data"], ("root", "datasets"))
-    modalities = _chosen(build_modalities(config["modality"], config["tokenizers"]), listed(config["targets"]))
+    targets = listed(config["targets"])
+    modalities = _chosen(build_modalities(config["modality"], config["tokenizers"], used=targets), targets)
     out = Path(str(config["out"]))
     skipped: list[str] = []
     jobs = list(_jobs(config, modalities, out, skipped))

@@ -1,19 +1,21 @@
 """`anyxform eval [CHECKPOINT] [key=value …]`: every direction × its metrics, with intervals, beside the baselines."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from anyxform.assess import assess, training_set
-from anyxform.checkpoint import write_json
-from anyxform.cli.build import check_data, listed, prepared, typed
-from anyxform.cli.conf import compose
-from anyxform.dataset import Dataset, open_datasets, shards_of
+from anyxform.candidates import check_rank
+from anyxform.checkpoint import digest_of_weights, write_json
+from anyxform.cli.build import check_data, having_split, listed, prepared, typed
+from anyxform.cli.conf import compose, offer
+from anyxform.dataset import Dataset, check_datasets, open_datasets, shards_of
 from anyxform.evaluate import MODEL, Report, Row
 from anyxform.field import Direction, did_you_mean, matches
 from anyxform.heatmap import draw_heatmap
@@ -26,7 +28,10 @@ CHOICE = ("split", "datasets", "directions", "hold_out", "limit", "via")
 """What says on what a model is judged."""
 OWN = (*CHOICE, "unseen_texts", "sampling", "baselines", "candidates", "rank")
 """What a part of a suite may have of its own."""
+SPLITS = ("instance", "test", "val")
+"""On which of them a model is judged, if it is not said: the first that the data have."""
 SETTINGS = ("checkpoint", "dtype", "part", *CHOICE, "unseen_texts", "sampling", "seed", "candidates", "rank")
+CONFIG, OWN_DATA = "config.yaml", "of_the_run"
 Say = Callable[[str], None]
 Config = dict[str, Any]
 
@@ -34,14 +39,22 @@ Config = dict[str, Any]
 def main(arguments: list[str]) -> int:
     """Run the command; writes report.json and heatmap.png, prints a table, and returns the exit code."""
     named, overrides = _split(arguments)
-    config = typed(compose("eval", prepared(suited(named, overrides))), compose("eval", []))
+    overrides = with_own_data(named, suited(named, overrides))
+    config = typed(compose("eval", prepared(overrides)), compose("eval", []))
     check_data(config["data"], ("root", "datasets", "directions"))
+    check_datasets(config["data"]["datasets"])
     config["checkpoint"] = named or config["checkpoint"]
     say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
     parts = _there(_parts(config), say)
-    for part in parts.values():
-        sampling_of(part["sampling"])  # complains before anything is read
+    for part in parts.values():  # complain before anything is read
+        sampling_of(part["sampling"])
+        check_rank(part["rank"])
+        if part["candidates"] < 1 or part["limit"] < 1:
+            raise ValueError(f"candidates={part['candidates']}, limit={part['limit']}: give 1 or more")
     pipeline = load(config["checkpoint"], device=config["device"], dtype=config["dtype"])
+    for part in parts.values():
+        if part["via"] is not None:
+            pipeline.field(part["via"])
     seen = set[tuple[str, str]]()
     if any(part["unseen_texts"] for part in parts.values()):
         say("reading the texts of the training data")
@@ -52,12 +65,17 @@ def main(arguments: list[str]) -> int:
     for name, selection in chosen.items():
         if not selection.items:
             raise ValueError((f"{name}: " if name else "") + _nothing(pipeline, parts[name], selection))
+        for direction in {item.direction for item in selection.items}:
+            sampling = sampling_of(parts[name]["sampling"])
+            pipeline.check_spelling(sampling, direction.sources[0].modality, direction.target.modality)
     known = None
     if config["baselines"]:
         say("reading the training data for the baselines")
         items = [item for it in chosen.values() for item in it.items]
         known = training_set(pipeline, _open(pipeline, config, config["baselines_split"]), items)
     out = Path(str(config["out"] or _beside(pipeline)))
+    assert pipeline.path is not None
+    weights = digest_of_weights(pipeline.path)
     for name, part in parts.items():
         done = assess(
             pipeline,
@@ -72,30 +90,70 @@ def main(arguments: list[str]) -> int:
             seed=part["seed"],
             say=say,
         )
-        _write(done.report, out / name, {"part": name} | part if name else part, say)
+        _write(done.report, out / name, {"part": name} | part if name else part, weights, say)
     say(f"written to {out}")
     return 0
 
 
 def suited(named: str | None, overrides: Sequence[str]) -> list[str]:
     """The overrides, and for the shipped checkpoint its suite, unless they say themselves on what it is judged."""
-    given = {key: value for key, _, value in (word.lstrip("+~").partition("=") for word in overrides)}
-    checkpoint = named or given.get("checkpoint", STARTER)
-    return (
-        [*overrides]
-        if checkpoint != STARTER or given.keys() & {"suite", "data", *CHOICE}
-        else ["suite=starter", *overrides]
-    )
+    given = _given(overrides)
+    if _checkpoint(named, given) != STARTER or given.keys() & {"suite", "data", *CHOICE}:
+        return [*overrides]
+    return ["suite=starter", *overrides]
+
+
+def with_own_data(named: str | None, overrides: Sequence[str]) -> list[str]:
+    """The overrides, and the data that the checkpoint's config.yaml names, unless they say themselves which."""
+    given = _given(overrides)
+    folder = Path(_checkpoint(named, given))
+    if str(folder) == STARTER or "data" in given:
+        return [*overrides]
+    file = next((it / CONFIG for it in _of_run(folder) if (it / CONFIG).is_file()), None)
+    text = file.read_text(encoding="utf-8") if file else ""
+    try:
+        trained = yaml.safe_load(text) if "${" not in text else None  # what a stranger wrote looks nothing up here
+    except yaml.YAMLError:
+        trained = None
+    if not isinstance(trained, Mapping) or not isinstance(trained.get("data"), Mapping):
+        return [*overrides]
+    offer("data", OWN_DATA, trained["data"])
+    return [f"data={OWN_DATA}", *overrides]
+
+
+def _of_run(folder: Path) -> list[Path]:
+    """Where the config of a checkpoint can be: beside its weights, or in the run of which it is."""
+    return [folder, folder.parent.parent] if folder.parent.name == "checkpoints" else [folder]
+
+
+def _given(overrides: Sequence[str]) -> dict[str, str]:
+    return {key: value for key, _, value in (word.lstrip("+~").partition("=") for word in overrides)}
+
+
+def _checkpoint(named: str | None, given: Mapping[str, str]) -> str:
+    return named or given.get("checkpoint", STARTER)
 
 
 def _parts(config: Config) -> dict[str, Config]:
     """The config of each part of the suite; without a suite, one without a name."""
     suite = config.get("suite") or {"": {}}
-    for name, own in suite.items():
-        for key in own:
-            if key not in OWN:
-                raise ValueError(f"suite.{name}.{key} is unknown: {did_you_mean(str(key), OWN)}")
-    return {name: {**config, **own} for name, own in suite.items()}
+    return {name: _part(config, name, own or {}) for name, own in suite.items()}
+
+
+def _part(config: Config, name: str, own: Config) -> Config:
+    """The config with a part's own keys."""
+    if not isinstance(own, Mapping):
+        raise ValueError(f"suite.{name}={own} is not possible: give keys and values, such as limit: 50")
+    for key in own:
+        if key not in OWN:
+            raise ValueError(f"suite.{name}.{key} is unknown: {did_you_mean(str(key), OWN)}")
+    part = {**config, **typed(own, {key: config[key] for key in own}, f"suite.{name}")}
+    split = part["split"]
+    return part | {"sampling": part["sampling"] or {}, "split": _first_split(part) if split is None else str(split)}
+
+
+def _first_split(part: Config) -> str:
+    return next((split for split in SPLITS if having_split(_wanted(part), part["data"]["root"], split)), SPLITS[0])
 
 
 def _there(parts: dict[str, Config], say: Say) -> dict[str, Config]:
@@ -114,10 +172,10 @@ def _shards(config: Config) -> list[str]:
     return [it for own in _wanted(config).values() for it in shards_of(own, data["root"], split)]
 
 
-def _write(report: Report, out: Path, config: Config, say: Say) -> None:
-    """A part's report.json and heatmap.png, and its tables on the screen."""
+def _write(report: Report, out: Path, config: Config, weights: str, say: Say) -> None:
+    """A part's report.json, which says of which `weights` it is, and heatmap.png, and its tables on the screen."""
     out.mkdir(parents=True, exist_ok=True)
-    settings = {key: config[key] for key in SETTINGS if config.get(key) is not None}
+    settings = {key: config[key] for key in SETTINGS if config.get(key) is not None} | {"weights": weights}
     write_json(out / "report.json", {"settings": settings, **report.to_dict()})
     title = f"split {config['split']}"
     tell(report.summary, f"{config['part']}, {title}" if "part" in config else "by modality")
@@ -212,7 +270,7 @@ def tell(rows: Sequence[Row], title: str) -> None:
         metric = row.headline
         arrow = "↓" if metric in row.lower_is_better else "↑"
         values = [number(row.systems.get(name, {}).get(metric)) for name in names]
-        verdict = row.verdict(metric) if row.against else ""
+        verdict = row.verdict(metric) if row.strongest(metric) else ""
         table.add_row(
             row.direction, str(row.n), f"{metric} {arrow}", number(row.systems[MODEL][metric]), *values, verdict
         )

@@ -105,8 +105,10 @@ def _costs(config: dict[str, Any], sizes: dict[str, dict[str, int]], words: Sequ
     train = config["train"]
     origin = origin_of(config["model"])
     own = arguments(sized(config["model"], origin, words))
-    modalities = build_modalities(config["modality"], config["tokenizers"], origin)
-    data = Data.open({**config["data"], "num_workers": 0}, modality_classes(config["modality"]))
+    classes = modality_classes(config["modality"])
+    data = Data.open({**config["data"], "num_workers": 0}, classes)
+    used = data.used(list(classes)) or classes
+    modalities = build_modalities(config["modality"], config["tokenizers"], origin, used)
     conditions = data.conditions(modalities)
     with shapes_only():
         model = Transformer(modalities=modalities, conditions=conditions, **own)

@@ -104,11 +104,16 @@ class Run:
         kept = [word for word in overrides if not word.startswith(("run_dir=", "resume="))]
         self.command = shlex.join(["anyxform", "train", *kept, f"run_dir={self.dir}"])
         self.device = pick_device(self.options["device"])  # in a world of many, torch's current one
-        self.data = Data.open(config["data"], modality_classes(config["modality"]))
+        classes = modality_classes(config["modality"])
+        self.data = Data.open(config["data"], classes)
         self.origin = origin_of(config["model"], self.start)
         self.began_with = began_with(self.origin, self.start)
         config["model"] = sized(config["model"], self.origin, overrides)
-        self.modalities = build_modalities(config["modality"], config["tokenizers"], self.origin)
+        used = self.data.used(list(classes)) or classes
+        self.modalities = build_modalities(config["modality"], config["tokenizers"], self.origin, used)
+        self.left_out = [name for name in classes if name not in self.modalities]
+        if self.left_out:
+            self.data = Data.open(config["data"], self.modalities)
         for name in self.options["loss_weights"] or {}:
             if name not in (known := [*self.modalities, *registry()]):
                 raise ValueError(f"train.loss_weights names {name!r}: {did_you_mean(name, known)}")
@@ -237,6 +242,8 @@ class Run:
             shown.say(self.summary())
             if absent := self.data.absent:
                 shown.say(f"without {', '.join(absent)}: no shards to train on in {self.config['data']['root']}")
+            if self.left_out:
+                shown.say(f"without {', '.join(self.left_out)}: not in these data, and there is no tokenizer")
             if idle := self.data.idle_patterns(list(self.modalities)):
                 shown.say(
                     f"no training sample fits {', '.join(idle)} of data.directions, data.hold_out or data.aligned"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CLIENTS = {
-    "apt": ("apt-get", "it comes with Debian and Ubuntu; run `apt-get update` once before"),
+    "apt": ("apt-get", "it comes with Debian, whose release 12 has these versions; run `apt-get update` once before"),
     "npm": ("npm", "install Node.js, which brings it"),
 }
 
@@ -122,6 +122,13 @@ PACKAGES = [STAMPS, NAMES, CITIES, *(p for pair in PROMPTS.values() for p in pai
             *STYLES.values(), *MORE_STYLES.values(), *ANNOTATIONS.values()]  # fmt: skip
 
 
+def _cause(said: str) -> str:
+    """The line of a client's messages that says what is wrong: behind it npm names a log, apt further errors."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    wrong = [line for line in lines if line.startswith(("E:", "npm error", "npm ERR!"))]
+    return (wrong or lines[-1:] or ["no message"])[0]
+
+
 def fetch(package: Package, cache: Path) -> Path:
     """The package's file, downloaded into `cache` unless it is there. ValueError: no client, no file, other bytes."""
     path = cache / package.file
@@ -132,9 +139,9 @@ def fetch(package: Package, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(package.command, check=False, cwd=cache, capture_output=True, text=True)
         if done.returncode or not path.exists():
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ValueError(
-                f"`{' '.join(package.command)}` failed ({last}): run it by hand in {cache}, then build again"
+                f"`{' '.join(package.command)}` failed ({_cause(done.stderr)}): run it by hand in {cache}, then build "
+                f"again ({program}: {hint})"
             )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != package.sha256:

@@ -17,7 +17,9 @@ def installed() -> bool:
 
 
 TOKENS_PER_SECOND = 8.0
-"""The most that anybody says: from noise Whisper may hear the same word for ever."""
+MOST_TOKENS = 200
+"""The most that anybody says, and that in half a minute, which is read at once: from noise Whisper may hear the same
+word for ever."""
 
 
 @cache
@@ -57,7 +59,7 @@ def _words(value: Waveform) -> str:
         beam_size=1,
         without_timestamps=True,
         temperature=0.0,
-        max_new_tokens=4 + int(TOKENS_PER_SECOND * value.seconds),
+        max_new_tokens=min(MOST_TOKENS, 4 + int(TOKENS_PER_SECOND * value.seconds)),
     )
     return " ".join(segment.text.strip() for segment in segments)
 
