@@ -40,8 +40,8 @@ class DenseAttention:
         return sdpa(q, k, v, self.mask.to(q.device))[0].transpose(0, 1)
 
 
-LARGE = 512
-"""Tokens of a segment from which few masks are kept: they are megabytes each."""
+LARGE_MASK = 256
+"""Tokens of a segment beyond which few masks are kept: they are up to megabytes each."""
 BLOCK = 128
 """Tokens of a block of FlexAttention."""
 _Shape = tuple[int, int, bool]
@@ -117,7 +117,7 @@ def _mask(prefix: int, target: int, causal: bool) -> Tensor | None:
     """The mask of one segment; None where everything is seen. Kept: lengths repeat from layer to layer, row to row."""
     if target == 0:
         return None
-    return (_large_mask if prefix + target > LARGE else _small_mask)(prefix, target, causal)
+    return (_large_mask if prefix + target > LARGE_MASK else _small_mask)(prefix, target, causal)
 
 
 def _made_mask(prefix: int, target: int, causal: bool) -> Tensor:
@@ -127,11 +127,10 @@ def _made_mask(prefix: int, target: int, causal: bool) -> Tensor:
 _small_mask, _large_mask = lru_cache(maxsize=2048)(_made_mask), lru_cache(maxsize=16)(_made_mask)
 
 
-@lru_cache(maxsize=256)  # not as many as of `_mask`: they are of large segments, megabytes each
+@lru_cache(maxsize=64)  # they are of large segments, megabytes each
 def _added(shape: _Shape, times: int, dtype: torch.dtype) -> Tensor:
     """The mask of one segment so many times, one below the other, as what is added to scores."""
-    prefix, target, causal = shape
-    mask = may_attend(Segments([0], [prefix], [target], [causal]), prefix + target)
+    mask = _made_mask(*shape)
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -math.inf).repeat(times, 1)
 
 

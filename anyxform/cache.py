@@ -32,11 +32,6 @@ class KVCache:
         keys, values = self.keys[:, index], self.values[:, index]
         return KVCache(keys, values, self.prefix[index], self.first[index], self.marker[index])
 
-    def first_rows(self, count: int) -> "KVCache":
-        """The first rows, of the same memory."""
-        parts = self.prefix[:count], self.first[:count], self.marker[:count]
-        return KVCache(self.keys[:, :count], self.values[:, :count], *parts)
-
     def reorder(self, index: Tensor, length: int) -> None:
         """Give the first rows the first `length` target slots of other rows with the same prefix, in place."""
         target = slice(self.prefix.shape[1], self.prefix.shape[1] + length)

@@ -20,7 +20,6 @@ from anyxform.likelihood import likelihoods
 from anyxform.long import answered
 from anyxform.modality import Modality
 from anyxform.model import Transformer
-from anyxform.refine import generate_refined
 from anyxform.request import Request, seeded
 from anyxform.sampling import FAR, Sampling
 from anyxform.sequence import marker
@@ -53,7 +52,7 @@ def draw(
     *,
     batch_size: int = 64,
 ) -> list[list[Tensor]]:
-    """Up to `n` different answers to each request, as codes ``[T, K]``.
+    """Up to `n` different answers to each request, as codes ``[T, K]``, without loops as any other answer.
 
     The first is the one that is given without candidates. The others have seeds far above its own, so that they depend
     on no other request. Where nothing is left to chance, they are drawn as `Sampling.drawn` says.
@@ -66,8 +65,7 @@ def draw(
         chosen = [number for number, request in enumerate(requests) if request.target.modality == name]
         more = [replace(requests[i], seed=int(requests[i].seed or 0) + (k << FAR)) for i in chosen for k in range(1, n)]
         drawn = options.drawn(options.decoding or modalities[name].decoding)
-        answers = generate_refined(model, modalities, more, drawn, batch_size=batch_size)
-        for place, answer in enumerate(answers):
+        for place, answer in enumerate(answered(model, modalities, more, drawn, batch_size)):
             found[chosen[place // (n - 1)]].append(answer.codes)
     return [different(codes) for codes in found]
 

@@ -224,6 +224,9 @@ def write_together(folder: Path, files: Contents, process: int, processes: int, 
     """
     temporary = folder.parent / f".{folder.name}.tmp"
     temporary.mkdir(parents=True, exist_ok=True)
+    if process == 0:
+        for left in set(folder.parent.glob(".*.tmp")) - {temporary}:  # by a slow process, of a save that had failed
+            shutil.rmtree(left, ignore_errors=True)
     try:
         try:
             written = _write_files(temporary, files)

@@ -29,16 +29,27 @@ class CompiledStep:
     def __init__(self, model: Transformer, backend: str = "inductor") -> None:
         import torch._dynamo
 
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one for each size
+        torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)  # one for each size
         self.model = model
         self.graphs = model.norm.weight.is_cuda
+        self.taken: dict[tuple[int, ...], list[Tensor]] = {}
         mode = "reduce-overhead" if self.graphs else None
         self.step: Any = torch.compile(_step, dynamic=False, fullgraph=True, backend=backend, mode=mode)
 
     @staticmethod
-    def slots(wanted: int) -> int:
-        """Slots that a cache with room for so many has."""
-        return -(-wanted // SLOTS) * SLOTS
+    def size(rows: int, slots: int) -> tuple[int, int]:
+        """Rows and slots that a cache with room for so many has: few sizes, as each is compiled."""
+        return _power_of_two(rows), -(-slots // SLOTS) * SLOTS
+
+    def memory(self, shape: Sequence[int]) -> list[Tensor]:
+        """Keys of each block, then values, zero at first. On CUDA those of one shape are taken once, and used by one
+        cache after another: a graph is recorded for its addresses."""
+        weight, count = self.model.norm.weight, 2 * len(self.model.blocks)
+        if not self.graphs:
+            return [weight.new_zeros(shape) for _ in range(count)]
+        if (key := tuple(shape)) not in self.taken:
+            self.taken[key] = [weight.new_zeros(shape) for _ in range(count)]
+        return self.taken[key]
 
     def __call__(
         self, keys: Sequence[Tensor], values: Sequence[Tensor], x: Tensor, positions: Tensor, slots: Sequence[int]
@@ -48,7 +59,7 @@ class CompiledStep:
         Their keys and values are written into those of each block ``[rows, S, G, C]``, row b's at `slots[b]`.
         """
         count = len(x)
-        size = min(1 << (count - 1).bit_length(), len(keys[0]))
+        size = _power_of_two(count)
         more = size - count
         own = torch.tensor([*slots, *[0] * more], device=x.device)
         x, positions = (F.pad(part, (0, 0, 0, more)) for part in (x, positions))
@@ -59,6 +70,11 @@ class CompiledStep:
                 torch._dynamo.mark_static_address(part, guard=False)
         states = self.step(self.model, used, read, x, positions, own)[:count]
         return states.clone() if self.graphs else states  # the next step writes where these are
+
+
+def _power_of_two(number: int) -> int:
+    """The next one, or the number itself."""
+    return 1 << (number - 1).bit_length()
 
 
 def _step(

@@ -26,13 +26,14 @@ class RowCache:
 
     def __init__(self, model: Transformer, rows: int, slots: int) -> None:
         weight = model.norm.weight
-        if model.decode_step is not None:
-            slots = model.decode_step.slots(slots)
+        step, depth = model.decode_step, len(model.blocks)
+        if step is not None:
+            rows, slots = step.size(rows, slots)
         shape = (rows, slots, model.config()["num_kv_heads"], model.head_dim)
         self.model = model
-        # of each block; zeros, as what a mask hides must still be a number
-        self.keys = [weight.new_zeros(shape) for _ in model.blocks]
-        self.values = [weight.new_zeros(shape) for _ in model.blocks]
+        # zeros, as what a mask hides must still be a number
+        memory = [weight.new_zeros(shape) for _ in range(2 * depth)] if step is None else step.memory(shape)
+        self.keys, self.values = memory[:depth], memory[depth:]  # of each block
         self.states = weight.new_zeros(rows, model.dim)  # of each row's last token
         self.first = torch.zeros(rows, dtype=torch.long, device=weight.device)
         self.filled: list[int] = []  # slots of each row

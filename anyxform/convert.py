@@ -26,6 +26,7 @@ from anyxform.dataset import Dataset, extensions_of
 from anyxform.field import Direction, Field
 from anyxform.long import Job, Made, pooled
 from anyxform.pipeline import Pipeline
+from anyxform.sampling import sampling_of
 from anyxform.shard_samples import Sample
 from anyxform.storage import expand, is_remote, without_secrets
 
@@ -94,11 +95,15 @@ class Conversion:
         )
 
     def job(self, dataset: Dataset, number: int) -> Job:
-        """What is to be done for a sample. ValueError: it lacks the source, is broken, has the new member already."""
+        """What is to be done for a sample.
+
+        ValueError: it lacks the source, is broken, has the new member already, or the options are not for its source.
+        """
         sample, found = dataset.samples[number], dataset.fields(number)
         if self.copy and self.ending in sample.members:
             raise ValueError(f"it has a .{self.ending} already")
         fields = choose(found, self.sources, self.target)
+        self.pipeline.check_spelling(sampling_of(self.options), fields[0].modality, self.target.modality)
         values = [self.pipeline.modalities[it.modality].load(found[it]()) for it in fields]
         seed = self.seed + (crc32(dataset.name.encode()) << 16) + number
         return self.pipeline.job(Direction(fields, self.target), values, seed)
@@ -172,7 +177,7 @@ def _check_source(conversion: Conversion, shards: Sequence[str]) -> None:
     for shard in shards:
         try:
             fields = next(iter(conversion.open(shard).readable()))
-        except ValueError:
+        except (ValueError, OSError):
             continue  # it will be listed
         choose(fields, None, conversion.target)
         return
@@ -252,11 +257,12 @@ def _failure(shard: str, key: str | None, error: Exception | str) -> dict[str, A
 def _write_failures(folder: Path, shard: str, failures: Sequence[Mapping[str, Any]]) -> None:
     """Before the shard itself appears, so that none is done whose failures are unknown."""
     path = folder / "failed" / f"{Path(file_name(shard)).stem}.jsonl"
-    path.unlink(missing_ok=True)
     if failures:
         path.parent.mkdir(exist_ok=True)
         lines = "".join(json.dumps(it, ensure_ascii=False) + "\n" for it in failures)
         _replace(path, partial(Path.write_text, data=lines, encoding="utf-8", errors="backslashreplace"))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def list_failures(folder: Path) -> list[dict[str, Any]]:
@@ -267,13 +273,21 @@ def list_failures(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / "failed.jsonl"
     while True:
-        lines = "".join(it.read_text(encoding="utf-8") for it in sorted((folder / "failed").glob("*.jsonl")))
-        if lines == (path.read_text(encoding="utf-8") if path.exists() else ""):
+        lines = "".join(map(_text, sorted((folder / "failed").glob("*.jsonl"))))
+        if lines == _text(path):
             return [json.loads(line) for line in lines.split("\n") if line]
         if lines:
             _replace(path, partial(Path.write_text, data=lines, encoding="utf-8"))
         else:
             path.unlink(missing_ok=True)
+
+
+def _text(path: Path) -> str:
+    """What a file holds; nothing if there is none, as another process may have removed it just now."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

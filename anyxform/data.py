@@ -18,8 +18,10 @@ from anyxform.sequence import Example, Source, Target, marker
 from anyxform.shard_samples import Sample
 from anyxform.stored_codes import check_codes, digest_of, ending_of, from_bytes, is_codes
 
-CODES_KEPT = 200_000
-"""Targets whose codes a process keeps: they never change."""
+CODES_KEPT = 2**24
+"""Codes that a process keeps, as they never change: 128 MiB, what they are kept in included."""
+TARGET = 64
+"""Codes that would take as much memory as what a target's own are kept in."""
 
 
 def condition_names(datasets: Mapping[str, Dataset], modalities: Mapping[str, Modality]) -> list[str]:
@@ -45,6 +47,7 @@ class Codes:
     def __init__(self, modalities: Mapping[str, Modality], keep: int = CODES_KEPT) -> None:
         self.modalities, self.keep = modalities, keep
         self._kept: OrderedDict[tuple[str, int, Field], Tensor] = OrderedDict()
+        self._size = 0
         self._digests: dict[str, str] = {}
 
     def __call__(self, place: tuple[str, int, Field], read: Reader, sample: Sample | None = None) -> Tensor:
@@ -59,8 +62,9 @@ class Codes:
                 codes = modality.codes(modality.preprocess(modality.load(read())))
         codes = codes.reshape(len(codes), -1)
         self._kept[place] = codes
-        if len(self._kept) > self.keep:
-            self._kept.popitem(last=False)
+        self._size += codes.numel() + TARGET
+        while self._size > self.keep:
+            self._size -= self._kept.popitem(last=False)[1].numel() + TARGET
         return codes
 
     def _stored(self, field: Field, sample: Sample | None) -> Tensor | None:

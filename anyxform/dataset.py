@@ -65,12 +65,8 @@ class Dataset:
             raise ValueError(f"dataset {name!r}: shards_at_once={shards_at_once} is not possible: give 1 or more")
         remote = [table.shard.size for table in tables if table.shard.remote]
         self.shards_at_once = shards_at_once or (REMOTE_AT_ONCE if remote else None)
-        needed = sum(sorted(remote)[-(self.shards_at_once or 0) - 1 :])
-        if needed > cache_bound():  # each would be fetched again and again
-            raise ValueError(
-                f"dataset {name!r} reads {self.shards_at_once} + 1 shards at once, {needed / 1e9:.1f} GB, more than "
-                "ANYXFORM_CACHE_GB allows: give more, or a smaller shards_at_once"
-            )
+        self.cached = sum(sorted(remote)[-(self.shards_at_once or 0) - 1 :])
+        """Bytes that the cache has to hold, at most: of the remote shards that are read at once, and the next."""
         if not len(self.samples):
             why = self.damage[0] if self.damage else "see its shards"
             raise ValueError(f"dataset {name!r} has no samples{f' that fit keys={list(keys)}' if keys else ''}: {why}")
@@ -215,7 +211,7 @@ def open_datasets(
     """Datasets from their configs ``{name: {"shards": "emoji/{split}-*.tar", "fields": …, "keys": …, "weight": …}}``.
 
     Of a dataset's shards, see `shards_of`. A dataset without shards of a split is left out; if that leaves none, a
-    ValueError says so.
+    ValueError says so. So it does where the cache cannot hold what is read of all of them at once.
     """
     if not storage.is_remote(root) and not Path(root).is_dir():
         raise ValueError(
@@ -236,7 +232,21 @@ def open_datasets(
             )
     if not opened:
         raise ValueError(f"no dataset has shards of the split {split!r} under {root!r}: looked for {list(datasets)}")
+    _check_cache(opened)
     return opened
+
+
+def _check_cache(datasets: Mapping[str, Dataset]) -> None:
+    """ValueError: what is read at once does not fit into the cache, so that shards would be fetched again and again."""
+    remote = {name: it for name, it in datasets.items() if it.cached}
+    shards = {table.shard for it in remote.values() for table in it.samples.shards if table.shard.remote}
+    needed = min(sum(it.cached for it in remote.values()), sum(shard.size for shard in shards))
+    if needed > cache_bound():
+        each = ", ".join(f"{name} {it.shards_at_once} + 1" for name, it in remote.items())
+        raise ValueError(
+            f"shards that are read at once ({each}) take {needed / 1e9:.1f} GB, more than ANYXFORM_CACHE_GB allows: "
+            "give more, or a smaller shards_at_once"
+        )
 
 
 def _patterns(given: str | Sequence[str]) -> Sequence[str]:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from anyxform.loss import batch_loss
@@ -95,11 +96,18 @@ class Lost(RuntimeError):
 class Parallel:
     """A model as this process trains it: alone, as one of many replicas (ddp), or as a part of the whole (fsdp).
 
-    To be made before the optimizer, as FSDP2 replaces the parameters.
+    To be made before the optimizer, as FSDP2 replaces the parameters. The model is moved to `device`, if one is given:
+    a sharded one part by part, as the whole may be larger than that.
     """
 
     def __init__(
-        self, model: Transformer, world: World = ALONE, strategy: Strategy = "ddp", *, bf16: bool = False
+        self,
+        model: Transformer,
+        world: World = ALONE,
+        strategy: Strategy = "ddp",
+        *,
+        bf16: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         if strategy not in ("ddp", "fsdp"):
             raise ValueError(f"distributed.strategy={strategy!r} is unknown: use ddp or fsdp")
@@ -107,9 +115,11 @@ class Parallel:
         self.sharded = strategy == "fsdp" and world.size > 1
         self.objective: Any = _Objective(model, touches=world.size > 1, inside_blocks=not self.sharded)
         if self.sharded:
-            _shard(self.objective, bf16)
-        elif world.size > 1:
-            self.objective = DistributedDataParallel(self.objective)
+            _shard(self.objective, bf16, device)
+            return
+        self.objective.to(device)
+        if world.size > 1:
+            self.objective = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
 
     def loss(self, batch: Batch, *, sync: bool = True, **options: Any) -> tuple[Tensor, Shares]:
         """`batch_loss`, to be scaled and given to `backward` with the same `sync`."""
@@ -184,13 +194,22 @@ class _Objective(nn.Module):
         return total, shares
 
 
-def _shard(objective: nn.Module, bf16: bool) -> None:
-    mesh = init_device_mesh(next(objective.parameters()).device.type, (dist.get_world_size(),))
+def _shard(objective: nn.Module, bf16: bool, device: torch.device | None) -> None:
+    size = dist.get_world_size()
+    mesh = init_device_mesh((device or next(objective.parameters()).device).type, (size,))
     precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision if bf16 else MixedPrecisionPolicy()}
+
+    def placement(parameter: nn.Parameter) -> Shard | None:
+        """Tables of few codebooks are divided by their width: by the first axis one process would have them whole."""
+        divides = parameter.ndim == 3 and parameter.shape[0] < size and parameter.shape[2] % size == 0
+        return Shard(2) if divides else None
+
+    options: dict[str, Any] = {
+        "mesh": mesh, "mp_policy": precision if bf16 else MixedPrecisionPolicy(), "shard_placement_fn": placement,
+    }  # fmt: skip
     for block in objective.model.blocks:  # type: ignore[union-attr]
-        fully_shard(block, **options)
-    fully_shard(objective, **options)
+        fully_shard(block.to(device), **options)
+    fully_shard(objective.to(device), **options)
 
 
 def idle_parameters(model: Transformer, batches: Sequence[Batch], skips: Sequence[int] = ()) -> set[str]:

@@ -140,7 +140,9 @@ class Transformer(nn.Module):
         for name, targets in batch.targets.items():
             indices.append(targets.index)
             parts.append(self.targets[name].embed(targets.inputs))
-        x = torch.zeros(batch.size, self.dim, dtype=parts[0].dtype, device=parts[0].device)
+        # under autocast the stream is in fp32, though FSDP hands out weights in bf16
+        dtype = torch.float32 if torch.is_autocast_enabled(parts[0].device.type) else parts[0].dtype
+        x = torch.zeros(batch.size, self.dim, dtype=dtype, device=parts[0].device)
         return x.index_copy(0, torch.cat(indices), torch.cat([part.to(x.dtype) for part in parts]))
 
     def run_blocks(
@@ -180,14 +182,14 @@ class Transformer(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def compile_blocks(model: Transformer) -> None:
-    """Compile the blocks in place: on CUDA whole ones, elsewhere what is computed token by token, as the shapes of
-    attention change there.
+def compile_blocks(model: Transformer, whole: bool | None = None) -> None:
+    """Compile the blocks in place: `whole`, on CUDA, or what is computed token by token, as elsewhere the shapes of
+    attention change. None: as fits where the model is.
 
     Rows must have one fixed size (`rows.Rows(pad=True)`), else every row is compiled anew.
     """
     for block in model.blocks:
-        if model.norm.weight.is_cuda:
+        if model.norm.weight.is_cuda if whole is None else whole:
             block.compiled = torch.compile(block._forward, dynamic=False)
         else:
             block.attention.project = torch.compile(block.attention.project, dynamic=False)

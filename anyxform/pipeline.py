@@ -4,10 +4,10 @@ Everything that is given, files, strings and values in memory, goes through the 
 it, ask the model, turn codes into a value.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -19,16 +19,18 @@ from anyxform.compiled import CompiledStep
 from anyxform.data import share_of, source
 from anyxform.edit import Round, edit
 from anyxform.field import Direction, Field, did_you_mean
-from anyxform.long import Job, Made, Segment, cut, perform
+from anyxform.long import Job, Made, Segment, cut, perform, pooled
 from anyxform.modality import Modality
 from anyxform.model import Transformer
 from anyxform.quantize import Dtype, prepare
 from anyxform.request import Request, seeded
 from anyxform.routes import best_route, read_table
-from anyxform.sampling import Sampling, sampling_of
+from anyxform.sampling import Options, Sampling, sampling_of
 from anyxform.sequence import marker
 
 STARTER = "starter"
+AHEAD = 4
+"""Batches of inputs that are answered together, so that a row whose answer is done goes to the next input."""
 SHIPPED = Path(__file__).parent / "pretrained"
 
 
@@ -60,7 +62,7 @@ class Pipeline:
         n: int = 1,
         rank: Rank = "back",
         batch_size: int = 64,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Any:
         """Convert what is given, one source or several together, to a value of the field `to` (``text:fr``).
 
@@ -80,7 +82,7 @@ class Pipeline:
         return self._made(given, to, via, options, batch_size).value
 
     def segments(
-        self, *given: Any, to: str, words: bool = False, batch_size: int = 64, **options: Any
+        self, *given: Any, to: str, words: bool = False, batch_size: int = 64, **options: Unpack[Options]
     ) -> list[Segment]:
         """The same piece by piece, each with its span in the source: seconds of a recording, characters of a text.
 
@@ -123,7 +125,7 @@ class Pipeline:
         n: int = 4,
         rank: Rank = "back",
         batch_size: int = 64,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> list[Candidate]:
         """Up to `n` different answers with their scores, the best first.
 
@@ -385,14 +387,39 @@ class Pipeline:
         jobs = [self.job(direction, values, seed + number) for number, (direction, values) in pairs]
         return [made.value for made in self.perform(jobs, batch_size=batch_size, **options)]
 
-    def many(self, given: Iterable[Any], *, to: str, **options: Any) -> list[Any]:
+    def many(self, given: Iterable[Any], *, to: str, batch_size: int = 64, **options: Unpack[Options]) -> list[Any]:
         """Convert each of these inputs, in batches; each is a source as for a call, and has the next seed.
 
-        ``ax.many(["a.png", "b.png"], to="text:fr")``; `options` as for `answer`.
+        ``ax.many(["a.png", "b.png"], to="text:fr")``. ValueError: one of them cannot be read or asked for.
         """
-        target, read = self.field(to), [self.read(it) for it in given]
-        directions = [Direction((Field(name),), target) for name, _ in read]
-        return self.answer(directions, [(value,) for _, value in read], **options)
+        found = []
+        for it in self.stream(given, to=to, batch_size=batch_size, **options):
+            if isinstance(it, ValueError | OSError):
+                raise it
+            found.append(it)
+        return found
+
+    def stream(
+        self, given: Iterable[Any], *, to: str, batch_size: int = 64, **options: Unpack[Options]
+    ) -> Iterator[Any]:
+        """The same for any number of inputs, which are read a few batches ahead. Where one cannot be read or asked for,
+        the error that says why comes in place of its value."""
+        target, sampling = self.field(to), sampling_of(options)
+
+        def jobs() -> Iterator[Job | ValueError | OSError]:
+            for number, it in enumerate(given):
+                try:
+                    name, value = self.read(it)
+                    self.check_spelling(sampling, name, target.modality)
+                    yield self.job(Direction((Field(name),), target), (value,), sampling.seed + number)
+                except (ValueError, OSError) as error:
+                    yield error
+
+        for pool in pooled(jobs(), AHEAD * batch_size):
+            found = [job for job in pool if isinstance(job, Job)]
+            made = iter(self.perform(found, batch_size=batch_size, **options))
+            for job in pool:
+                yield next(made).value if isinstance(job, Job) else job
 
 
 def load(

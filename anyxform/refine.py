@@ -34,14 +34,15 @@ def generate_refined(
     """`generate`, and then `options.refine` rounds over what was decoded left to right.
 
     A refined answer's `logprob` is that of all of it, its end included. A model that has not learnt both ways of
-    decoding (``data.other_decoding``) redoes tokens at random, which is next to never likelier.
+    decoding (``data.other_decoding``) redoes tokens at random, which is next to never likelier. An answer without
+    tokens, as of a source that spells nothing, stays as it is.
     """
     requests = seeded(requests, options.seed)  # some are asked again, among others
     answers = generate(model, modalities, requests, options, batch_size=batch_size)
     chosen = [
         number
-        for number, request in enumerate(requests)
-        if (options.decoding or modalities[request.target.modality].decoding) == "autoregressive"
+        for number, (request, answer) in enumerate(zip(requests, answers))
+        if len(answer.codes) and (options.decoding or modalities[request.target.modality].decoding) == "autoregressive"
     ]
     if not options.refine or not chosen:
         return answers

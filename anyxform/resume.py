@@ -160,7 +160,7 @@ def write(run_dir: Path, taken: Snapshot, keep: Keep = Keep(), timeout: float = 
     pointer.write_text(folder.name + "\n", encoding="utf-8")
     pointer.replace(folder.parent / "latest")
     for old in keep.superfluous(checkpoints(run_dir)):
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # what is left of it, on a network's disk say, is tried next time again
     return folder
 
 
@@ -192,11 +192,15 @@ class Saver:
 
     def save(self, taken: Snapshot) -> None:
         """Have it written; waits only where the one before is not yet."""
+        self.finish()
+        self.writing = self._thread.submit(self._write, taken)
+
+    def finish(self) -> None:
+        """Wait as `wait` does; if it could not be written, `failed` is told."""
         try:
             self.wait()
         except OSError as error:
             self.failed(str(error))
-        self.writing = self._thread.submit(self._write, taken)
 
     def wait(self) -> None:
         """Until the last one is written; an OSError says why it could not be, and where the run can go on from."""
@@ -263,8 +267,7 @@ def load(folder: Path, state: TrainState, settings: Mapping[str, Any], modalitie
     raw = raw if checkpoint.holds(raw) else folder / "model.safetensors"
     checkpoint.load_tensors(checkpoint.model_tensors(state.model), raw)
     if state.ema is not None:
-        averages = {name: state.ema.weights[name] for name in checkpoint.model_tensors(state.model)}
-        checkpoint.load_tensors(averages, folder / "model.safetensors")
+        checkpoint.load_tensors(state.ema.weights, folder / "model.safetensors")
     _load_optimizer(state, folder / "optimizer.safetensors")
     for name in COUNTS:
         setattr(state, name, saved[name])

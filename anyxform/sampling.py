@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,6 +21,28 @@ GUIDANCE: dict[Decoding, float] = {"autoregressive": 1.0, "masked": 1.5}
 """What None stands for in `Sampling`."""
 DRAWN = 0.7
 """The temperature of candidates."""
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Sampling`, as keywords."""
+
+    temperature: float | None
+    top_k: int
+    top_p: float
+    no_repeat: int
+    num_beams: int
+    length_penalty: float
+    align_weight: float
+    steps: int
+    choice_temperature: float
+    guidance: float | None
+    seed: int
+    refine: int
+    draft: int
+    draft_layers: int | None
+    effort: float
+    decoding: Decoding | None
+    length: int | None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,10 @@ def cache_bound() -> int:
 
 def read(shard: Shard, offset: int, size: int) -> bytes:
     """Bytes of a shard, fewer where it ends. OSError: it cannot be fetched."""
-    file = _files(shard)  # held, so that no other thread closes it
+    try:
+        file = _files(shard)  # held, so that no other thread closes it
+    except ValueError as error:  # it was there when it was indexed: its samples are not broken
+        raise OSError(str(error)) from error
     return os.pread(file.fileno(), size, offset)
 
 
@@ -61,7 +64,7 @@ class _Files:
                 if found[1] is None:
                     return found[0]
         now = time.monotonic()
-        file, touched = found or (_opened(shard), now if shard.remote else None)
+        file, touched = found or (opened(shard), now if shard.remote else None)
         if touched is not None and now - touched > TOUCH_EVERY:
             with suppress(OSError):  # that it is in use shall be seen, if it can be
                 os.utime(file.fileno())
@@ -82,7 +85,8 @@ class _Files:
                     del self._open[shard]
 
 
-def _opened(shard: Shard) -> FileIO:
+def opened(shard: Shard) -> FileIO:
+    """A shard's file; a remote one is fetched. `Missing`, a ValueError: it is gone; see `fetch` for others."""
     while shard.remote:
         with suppress(FileNotFoundError):  # another process made room just now
             return FileIO(fetch(shard))
@@ -93,7 +97,10 @@ _files = _Files()
 
 
 def fetch(shard: Shard) -> Path:
-    """The whole of a remote shard as a file in the cache. ValueError: the cache is smaller than it."""
+    """The whole of a remote shard as a file in the cache, which may drop it as soon as this returns: see `opened`.
+
+    ValueError: the cache is smaller than it, or there is none any more (`Missing`). OSError: it cannot be fetched.
+    """
     folder = cache_folder() / "shards"
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(f"{shard.name}\n{shard.size}\n{shard.version}".encode()).hexdigest()[:32]

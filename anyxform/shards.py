@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from anyxform.shard_files import fetch
+from anyxform.shard_files import opened
 from anyxform.shard_samples import BLOCK, Member, Sample, Samples, outline_of
 from anyxform.storage import Shard, stat
 
@@ -41,7 +41,7 @@ def index(shard: str | Path | Shard, *, contents: bool = False) -> Index:
     """
     shard = shard if isinstance(shard, Shard) else stat(shard)
     damage: list[str] = []
-    with open(fetch(shard) if shard.remote else shard.name, "rb") as file:
+    with opened(shard) as file:
         samples = list(_samples(shard, file.fileno(), contents, damage))
     return Index(Samples.pack(shard, samples), damage)
 

@@ -2,13 +2,18 @@
 
 A connection may fail, stall or end early at any moment. Each is tried again, from the byte at which it stopped, after a
 delay that doubles and that chance spreads, so that many processes do not come back at once. What fails is logged and
-counted; after the last try it is an error that names the URL and the cause.
+counted. After ANYXFORM_PATIENCE seconds (default 300) without a gain of GAIN bytes it is an error that names the URL
+and the cause, or after UNKNOWN seconds where nobody knows the host: it may be misspelt. Patience should be less than
+`distributed.timeout`, for which other processes wait.
 """
 
 import http.client
 import logging
+import math
+import os
 import random
 import re
+import socket
 import ssl
 import time
 import urllib.error
@@ -23,9 +28,9 @@ from urllib.parse import unquote, urlsplit
 
 from braceexpand import braceexpand
 
-TRIES = 8
-"""In a row that failed without a gain of at least GAIN bytes."""
+UNKNOWN = 60.0
 GAIN = 2**20
+"""Bytes with which a try, though it failed, was worth it."""
 SMALL = 2**28
 """Bytes of the largest file that is read into memory as a whole: an index of a few million samples."""
 TIMEOUT = 30.0
@@ -70,6 +75,18 @@ def local(name: str) -> str:
     return unquote(urlsplit(name).path) if name.startswith("file://") else name
 
 
+def patience_bound() -> float:
+    """For how many seconds tries go on that gain nothing."""
+    text = os.environ.get("ANYXFORM_PATIENCE") or "300"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise ValueError(f"ANYXFORM_PATIENCE={text} is not a number of seconds")
+    return seconds
+
+
 def stat(name: str | Path) -> Shard:
     """Look a shard up. `Missing`, a ValueError, if there is none; OSError if its store cannot be asked."""
     name = local(str(name))
@@ -92,7 +109,7 @@ def exists(name: str) -> bool:
 
 
 def stream(shard: Shard) -> Iterator[bytes]:
-    """The bytes of a remote shard, in order, each once, `shard.size` in all. OSError after the last try."""
+    """The bytes of a remote shard, in order, each once, `shard.size` in all. OSError where patience is at its end."""
     done, version, patience = 0, None, _Patience(shard.name)
     while True:
         before = done
@@ -151,20 +168,27 @@ def _listed(pattern: str) -> list[str]:
 
 
 class _Patience:
-    """Counts the tries that failed in a row, and waits before the next."""
+    """Waits before the next try, as long as those that failed in a row do not take too long together."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.tries = name, 0
+        self.name, self.tries, self.since, self.delay = name, 0, 0.0, 0.0
 
     def failed(self, error: Exception, gained: int = 0) -> None:
-        """Wait; after the last try raise an OSError instead."""
-        self.tries = 1 if gained >= GAIN else self.tries + 1
+        """Wait; where patience is at its end raise an OSError instead."""
+        if not self.tries or gained >= GAIN:
+            self.tries, self.since, self.delay = 0, time.monotonic(), DELAY
+        self.tries += 1
         counts["failed"] += 1
-        cause = str(getattr(error, "reason", "") or error) or type(error).__name__
-        if self.tries >= TRIES:
-            raise OSError(f"{self.name} cannot be read: {cause} ({self.tries} tries)") from error
-        delay = min(LONGEST_DELAY, DELAY * 2 ** (self.tries - 1)) * random.uniform(0.5, 1)
-        _log.warning("%s: %s; try %d of %d in %.1f s", self.name, cause, self.tries + 1, TRIES, delay)
+        reason = getattr(error, "reason", "") or error
+        cause, bound = str(reason) or type(error).__name__, patience_bound()
+        if isinstance(reason, socket.gaierror):
+            bound = min(bound, UNKNOWN)
+        delay, spent = self.delay * random.uniform(0.5, 1), time.monotonic() - self.since
+        left = bound - spent - delay
+        if left < 0:
+            raise OSError(f"{self.name} cannot be read: {cause} ({self.tries} tries in {spent:.0f} s)") from error
+        _log.warning("%s: %s; try %d in %.1f s (for %.0f s more)", self.name, cause, self.tries + 1, delay, left)
+        self.delay = min(LONGEST_DELAY, 2 * self.delay)
         time.sleep(delay)
 
 

@@ -7,6 +7,7 @@ by its digest: codes of another one are never trained on. Letters: T tokens, K c
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,14 @@ from anyxform.modality import Modality
 if TYPE_CHECKING:
     from anyxform.dataset import Dataset
 
-PREFIX = "codes."
 SHOWN = 16
 """Digits of a digest."""
+_ENDING = re.compile(rf"codes\.[0-9a-f]{{{SHOWN}}}(\.[^.]+){{1,2}}\.npy")
 
 
 def is_codes(ending: str) -> bool:
-    """Whether a member with this ending holds codes."""
-    return ending.startswith(PREFIX)
+    """Whether a member with this ending holds codes: it is one of `ending_of`, not just called so."""
+    return _ENDING.fullmatch(ending) is not None
 
 
 def ending_of(field: Field, digest: str) -> str:

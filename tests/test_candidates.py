@@ -10,6 +10,7 @@ from anyxform.candidates import RANKS, Rank, draw
 from anyxform.field import Direction, Field
 from anyxform.likelihood import likelihoods
 from anyxform.pipeline import Pipeline
+from anyxform.request import Generated
 from anyxform.sampling import Sampling
 from modalities.audio.waveform import Waveform
 from tests.tiny import Tiny, picture
@@ -54,6 +55,20 @@ def test_they_depend_on_no_other_request(ax: Pipeline) -> None:
     (alone,) = draw(ax.model, ax.modalities, requests[:1], 3, options)
     together = draw(ax.model, ax.modalities, requests, 3, options)[0]
     assert len(alone) == len(together) == 3 and all(map(torch.equal, alone, together))
+
+
+def test_none_of_them_loops(ax: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, loop, asked = torch.tensor([[1], [2]]), torch.full((20, 1), 5), []
+
+    def looping(model, modalities, requests, options, *, batch_size) -> list[Generated]:
+        asked.append((options.temperature, len(requests)))
+        return [Generated(first if len(asked) == 1 else loop, -1.0) for _ in requests]
+
+    monkeypatch.setattr("anyxform.long.generate_refined", looping)
+    request = ax.request(Direction.parse("image>text:en"), [ax.read(DISC)[1]])
+    (found,) = draw(ax.model, ax.modalities, [request], 3, Sampling())
+    assert [it.flatten().tolist() for it in found] == [[1, 2], [5]]
+    assert asked == [(None, 1), (0.7, 2), (0.8, 2)]
 
 
 def test_of_silence_there_is_nothing_to_choose(ax: Pipeline) -> None:

@@ -118,6 +118,25 @@ def test_where_nothing_is_drawn_nothing_is_seeded(model, monkeypatch):
     assert generate(model, toys(), asked, Sampling(temperature=0.0))
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_compiled_step_is_compiled_for_few_sizes(graphs):
+    """Powers of two of rows, whatever the number of requests; for graphs, the memory is that of the call before."""
+    model, compiled, asked = decided_model(), list[int](), requests(7)
+    expected = [generate(model, toys(), asked[:count], Sampling()) for count in range(1, 8)]
+
+    def backend(graph, inputs):
+        compiled.append(1)
+        return graph.forward
+
+    model.decode_step = CompiledStep(model, backend=backend)
+    model.decode_step.graphs = graphs
+    found = [generate(model, toys(), asked[:count], Sampling()) for count in range(1, 8)]
+    for one, other in zip(found, expected):
+        assert [it.codes.tolist() for it in one] == [it.codes.tolist() for it in other]
+    assert len(set(model.decode_step.taken)) == (4 if graphs else 0)
+    assert len(compiled) <= 4 + 3 + 2 + 1, "caches of 1, 2, 4, 8 rows, and what is left of each as requests end"
+
+
 @pytest.mark.parametrize("options", [{}, {"guidance": 2.0}])
 def test_a_compiled_step_gives_the_same(options):
     """Of fixed shapes, and rows that are not in use; by the compiler's front end, as its back end takes long."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from anyxform.cli import main
+from anyxform.convert import Conversion, _write_failures, list_failures
 from anyxform.dataset import Dataset, extensions_of
 from anyxform.field import Field
 from anyxform.modality import registry
@@ -158,6 +159,60 @@ def test_what_failed_is_listed_and_the_rest_is_there(run, here: Path) -> None:
     write_shard(Path("data/s-001.tar"), [sample(1, colour) for colour in COLOURS])
     assert run("--from", "image", "--to", "text:fr")[0] == 0
     assert not Path("out/failed.jsonl").exists() and len(read("out/s-001.tar")) == 4
+
+
+def test_options_that_are_not_for_a_source_fail_alone(here: Path, checkpoint: Path) -> None:
+    """A model that has learnt what recordings spell, and pictures among them."""
+    shutil.copytree(checkpoint, "aligned")
+    config = json.loads(Path("aligned/config.json").read_text())
+    config["facts"]["aligned"] = ["audio>text:*"]
+    Path("aligned/config.json").write_text(json.dumps(config))
+    samples = [sample(0, colour) for colour in COLOURS]
+    samples = [
+        {"__key__": it["__key__"], **({"png": it["png"]} if n == 2 else {"en.wav": it["en.wav"]})}
+        for n, it in enumerate(samples)
+    ]
+    write_shard(Path("data/s-000.tar"), samples)
+    arguments = ["--to", "text:fr", "--align-weight", "0.5", "-o", "out", "--checkpoint", "aligned"]
+    assert main(["run", "data/s-000.tar", *arguments]) == 1
+    assert [*read("out/s-000.tar")] == [f"part/0-{colour}" for colour in ("red", "green", "black")]
+    (line,) = map(json.loads, Path("out/failed.jsonl").read_text().splitlines())
+    assert line["key"] == "part/0-blue" and "align_weight=0.5 is not possible" in line["error"]
+
+
+def test_a_shard_that_cannot_be_opened_is_listed_and_the_others_are_converted(
+    run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the first, of which the source is not told by --from."""
+    opened = Conversion.open
+
+    def open(self: Conversion, shard: str) -> Dataset:
+        if shard.endswith("s-000.tar"):
+            raise OSError("the store does not answer")
+        return opened(self, shard)
+
+    monkeypatch.setattr(Conversion, "open", open)
+    for number in range(2):
+        pictures = [{"__key__": colour, "png": sample(number, colour)["png"]} for colour in COLOURS]
+        write_shard(Path(f"data/s-00{number}.tar"), pictures)
+    code, said = run("--to", "text:fr", inputs="data/s-{000..001}.tar")
+    assert code == 1 and "anyxform: 1 failed: see out/failed.jsonl" in said
+    (line,) = map(json.loads, Path("out/failed.jsonl").read_text().splitlines())
+    assert (line["key"], line["error"]) == (None, "the store does not answer") and len(read("out/s-001.tar")) == 4
+
+
+def test_failures_are_listed_while_others_write_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several processes in one folder: lists are never gone for a moment, and may be so for good."""
+    failure = {"shard": "a.tar", "key": "a", "error": "broken"}
+    _write_failures(tmp_path, "a.tar", [failure])
+    (tmp_path / "failed" / "b.jsonl").symlink_to(tmp_path / "removed")  # as one that was there a moment ago
+    assert list_failures(tmp_path) == [failure]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: pytest.fail("the list is gone for a moment"))
+        _write_failures(tmp_path, "a.tar", [failure, failure])
+    assert list_failures(tmp_path) == [failure] * 2
+    _write_failures(tmp_path, "a.tar", [])
+    assert list_failures(tmp_path) == [] and not (tmp_path / "failed.jsonl").exists()
 
 
 def test_damage_within_a_shard_is_listed(run, here: Path) -> None:

@@ -18,12 +18,13 @@ from anyxform.dataset import Dataset, extensions_of
 from anyxform.field import Field
 from anyxform.modality import Modality
 from anyxform.rows import Rows
-from anyxform.stored_codes import digest_of, from_bytes, to_bytes
+from anyxform.stored_codes import check_codes, digest_of, ending_of, from_bytes, is_codes, to_bytes
 from modalities.audio import Audio
 from modalities.image import Image
 from tests.test_data import plain
+from tests.test_dataset import dataset as dataset_of
 from tests.tiny import Tiny
-from tests.toy import ToySound
+from tests.toy import ToySound, toys
 
 
 def encode(tiny: Tiny, out: Path, *overrides: str) -> int:
@@ -144,6 +145,15 @@ def test_a_sample_without_codes_has_them_made(tiny: Tiny, encoded: Path) -> None
     made = codes(("a", 0, Field("text", "en")), fields[Field("text", "en")], dataset.samples[0])
     text = modalities["text"]
     assert text.from_codes(made) == json.loads(dataset.samples[0].read("json"))["text"]["en"]
+
+
+def test_what_is_only_called_codes_is_the_users_own(tmp_path: Path) -> None:
+    found = dataset_of(tmp_path, ("a.codes.npy", "numbers"), ("a.codes.fr.npy", "more"), ("a.codes.txt", "of honour"))
+    check_codes({"a": found}, toys())
+    assert [*map(str, found.fields(0))] == ["text:codes"]
+    assert Codes(toys())(("a", 0, Field("text", "codes")), lambda: b"of honour", found.samples[0]).shape == (9, 1)
+    for field in (Field("sound"), Field("sound", "fr-B")):
+        assert is_codes(ending_of(field, digest_of(ToySound())))
 
 
 @pytest.mark.parametrize(

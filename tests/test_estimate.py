@@ -140,9 +140,11 @@ def test_the_command(tiny, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["tokens"] == told["tokens_advised"] == 20 * told["parameters"]
     assert "gathered" in told["memory"] and told["price"] > 0
-    assert main(["plan", *words, "train.bf16=true", "--json"]) == 0
+    assert main(["plan", *words, "--gpus", "8"]) == 2
+    assert "--gpus 8 is not possible with train.rows_per_step=2" in capsys.readouterr().err
+    assert main(["plan", *words, "--json"]) == 0  # in bf16, as it would be trained
     fast = json.loads(capsys.readouterr().out)["tokens_per_second"]
-    assert main(["plan", *words, "--json"]) == 0
+    assert main(["plan", *words, "train.bf16=false", "--json"]) == 0
     assert fast / json.loads(capsys.readouterr().out)["tokens_per_second"] == pytest.approx(989 / 67)
     assert main(["plan", *words, "optim.name=adam"]) == 2
     assert "optim.name='adam' is unknown: did you mean 'adamw'?" in capsys.readouterr().err

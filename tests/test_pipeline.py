@@ -1,7 +1,9 @@
 """`anyxform.load(path)(source, to=…)`: whatever is given, one by one or in batches, and clear errors."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -110,6 +112,28 @@ def test_a_batch_answers_as_a_call_does(ax: Pipeline, disc: Path, tmp_path: Path
     for call in (ax.answer, ax.perform):
         with pytest.raises(ValueError, match="batch_size=0 is not possible"):
             call(*([directions, values] if call == ax.answer else [[ax.job(directions[1], ("a",))]]), batch_size=0)
+
+
+def test_one_bad_input_of_many_leaves_the_others(ax: Pipeline, disc: Path, tmp_path: Path) -> None:
+    """They are read as they are needed, and each has its own seed."""
+    broken, taken = tmp_path / "broken.png", list[Any]()
+    broken.write_bytes(b"no picture")
+
+    def inputs() -> Iterator[Any]:
+        for it in (broken, disc, ("audio", Waveform(torch.zeros(8000))), disc, *[disc] * 8):
+            taken.append(it)
+            yield it
+
+    options = {"temperature": 1.0, "seed": 3, "batch_size": 1}
+    found = ax.stream(inputs(), to="text:en", **options)
+    assert "broken.png" in str(next(found)) and len(taken) < 12
+    rest = list(found)
+    first, third = (ax(disc, to="text:en", temperature=1.0, seed=seed) for seed in (4, 6))
+    assert rest[:3] == [first, "", third]
+    (error, drawn) = ax.stream([("audio", Waveform(torch.zeros(8000))), disc], to="image", **options)
+    assert isinstance(error, ValueError) and drawn.size == (16, 16)
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        ax.many([disc, broken], to="text:en")
 
 
 def test_a_text_beside_its_modality_is_no_file(ax: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,16 @@ def test_masked_answers_and_no_rounds_are_left_alone(model):
                 assert torch.equal(one.codes, other.codes) and isinstance(other, Generated)
 
 
+def test_an_answer_without_tokens_is_left_alone(model, monkeypatch):
+    """As of a source that spells nothing; those beside it are redone."""
+    spelt = iter([torch.tensor([], dtype=torch.long), torch.tensor([3, 4, 5])])
+    monkeypatch.setattr("anyxform.generate.likeliest", lambda log_p: (next(spelt), -2.0))
+    nothing, more = generate_refined(model, toys(), TEXTS[:2], Sampling(align_weight=1, refine=2))
+    assert (nothing.codes.shape, nothing.logprob) == ((0, 1), -2.0)
+    (score,) = likelihoods(model, toys(), TEXTS[1:2], [more.codes])
+    assert more.codes.shape == (3, 1) and more.logprob == pytest.approx(score, abs=1e-3)
+
+
 def test_token_likelihoods_add_up(model):
     codes = [torch.randint(27, (5, 1), generator=torch.Generator().manual_seed(n)) for n in range(3)]
     tokens = token_likelihoods(model, toys(), TEXTS[:3], codes)

@@ -4,12 +4,14 @@ import json
 import multiprocessing
 import os
 import random
+import socket
 from itertools import cycle, islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from anyxform import shard_files, storage
+from anyxform import shard_files, shards, storage
 from anyxform.data import condition_names
 from anyxform.dataset import Dataset, extensions_of, open_datasets, shards_of
 from anyxform.rows import Rows
@@ -29,6 +31,17 @@ def _quick(monkeypatch, tmp_path):
     monkeypatch.setattr(storage, "TIMEOUT", 0.3)
     monkeypatch.setenv("ANYXFORM_CACHE", str(tmp_path / "cache"))
     storage.counts.clear()
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """Seconds that were waited between tries: 1, then twice as many up to 30; they pass at once."""
+    passed = []
+    monkeypatch.setattr(storage, "time", SimpleNamespace(monotonic=lambda: sum(passed), sleep=passed.append))
+    monkeypatch.setattr(storage.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(storage, "DELAY", 1.0)
+    monkeypatch.setattr(storage, "LONGEST_DELAY", 30.0)
+    return passed
 
 
 @pytest.fixture
@@ -88,19 +101,47 @@ def test_a_transfer_goes_on_where_it_was_cut_off(server):
         ("short", "it has 13 bytes, and had 300,000 before"),
     ],
 )
-def test_after_the_last_try_the_address_and_the_cause_are_named(server, fault, cause, caplog, monkeypatch):
-    monkeypatch.setattr(storage, "TRIES", 3)
+def test_after_the_last_try_the_address_and_the_cause_are_named(server, fault, cause, caplog, monkeypatch, slept):
+    monkeypatch.setenv("ANYXFORM_PATIENCE", "3")
     found = storage.stat(f"{server.url}/noise")
     server.faults = cycle([fault])
-    with pytest.raises(OSError, match=rf"^{server.url}/noise cannot be read: .*{cause}.* \(3 tries\)$"):
+    with pytest.raises(OSError, match=rf"^{server.url}/noise cannot be read: .*{cause}.* \(3 tries in 3 s\)$"):
         list(storage.stream(found))
     assert len(caplog.messages) == 2 and all(f"{server.url}/noise: " in line for line in caplog.messages)
 
 
-def test_what_is_cut_off_again_and_again_without_gain_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(storage, "TRIES", 3)
+def test_tries_go_on_for_minutes(server, slept):
+    """Through the restart of a store, say; not so long that other processes give this one up."""
+    server.faults = cycle(["503"])
+    with pytest.raises(OSError, match=r"503 Service Unavailable \(14 tries in 271 s\)$"):
+        fetched(server)
+    assert slept == [1, 2, 4, 8, 16, *[30] * 8]
+    server.faults = iter(["503"] * 13)
+    assert fetched(server) == (server.folder / "noise").read_bytes()
+
+
+def test_a_host_that_nobody_knows_is_not_waited_for_as_long(slept, monkeypatch):
+    def unknown(*arguments, **options):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(OSError, match=r"Name or service not known \(6 tries in 31 s\)$"):
+        storage.stat("http://far.example/a.tar")
+    assert slept == [1, 2, 4, 8, 16]
+
+
+def test_patience_that_is_none(server, monkeypatch):
+    server.faults = cycle(["503"])
+    for text in ("long", "-1", "nan"):
+        monkeypatch.setenv("ANYXFORM_PATIENCE", text)
+        with pytest.raises(ValueError, match=f"ANYXFORM_PATIENCE={text} is not a number of seconds"):
+            fetched(server)
+
+
+def test_what_is_cut_off_again_and_again_without_gain_is_given_up(server, monkeypatch, slept):
+    monkeypatch.setenv("ANYXFORM_PATIENCE", "3")
     server.faults = iter(["", *["truncate"] * 3])
-    with pytest.raises(OSError, match=r"it ended after 262,500 of 300,000 bytes \(3 tries\)"):
+    with pytest.raises(OSError, match=r"it ended after 262,500 of 300,000 bytes \(3 tries in 3 s\)"):
         fetched(server)
     monkeypatch.setattr(storage, "GAIN", 1)
     server.faults = iter(["", *["truncate"] * 6])
@@ -122,7 +163,7 @@ def test_a_server_that_does_not_answer_head(server):
 
 
 def test_a_file_that_is_written_again_while_it_is_read(server, monkeypatch):
-    monkeypatch.setattr(storage, "TRIES", 2)
+    monkeypatch.setenv("ANYXFORM_PATIENCE", "0.002")
     stream = storage.stream(storage.stat(f"{server.url}/noise"))
     server.faults = iter(["truncate"])
     next(stream)
@@ -211,6 +252,20 @@ def test_one_process_fetches_what_several_wait_for(server):
     assert server.asked["GET /noise"] == 2  # the one that stalled, and the one that went on
 
 
+def test_what_the_cache_drops_before_it_is_open_is_fetched_again(server, monkeypatch):
+    fetch, gone = shard_files.fetch, iter([True, False])
+
+    def dropped(found):
+        path = fetch(found)
+        if next(gone):
+            path.unlink()
+        return path
+
+    for module in (shard_files, shards):
+        monkeypatch.setattr(module, "fetch", dropped, raising=False)
+    assert len(index(urls(server)[0], contents=True).samples) == 7
+
+
 # Training
 
 
@@ -234,14 +289,22 @@ def test_workers_read_a_shard_elsewhere_though_there_are_fewer_shards_than_worke
     assert not server.asked["GET /t-00.tar"]  # it is in the cache that processes share
 
 
-def test_a_shard_that_cannot_be_had_any_more_stops_the_run_by_name(server, monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("503", r"{url}/t-\d\d\.tar cannot be read: 503 Service Unavailable \(\d+ tries in \d s\)"),
+        ("404", r"there is no {url}/t-\d\d\.tar \(404 Not Found\)"),
+    ],
+)
+def test_a_shard_that_cannot_be_had_any_more_stops_the_run_by_name(server, monkeypatch, fault, said):
+    """Its samples are not broken, of which a run leaves out some."""
     found = rows({"t": dataset(urls(server))})
     for path in (shard_files.cache_folder() / "shards").glob("*.tar"):
         path.unlink()
     shard_files._files._open.clear()
-    monkeypatch.setattr(storage, "TRIES", 2)
-    server.faults = cycle(["503"])
-    with pytest.raises(OSError, match=rf"{server.url}/t-\d\d\.tar cannot be read: 503 Service Unavailable \(2 tries\)"):
+    monkeypatch.setenv("ANYXFORM_PATIENCE", "0.002")
+    server.faults = cycle([fault])
+    with pytest.raises(OSError, match=said.format(url=server.url)):
         next(found.from_position())
 
 
@@ -255,9 +318,25 @@ def test_remote_shards_are_read_one_after_another(server):
 
 
 def test_a_cache_that_cannot_hold_what_is_read_at_once(server, monkeypatch):
-    monkeypatch.setenv("ANYXFORM_CACHE_GB", "0.0001")
-    with pytest.raises(ValueError, match=r"reads 4 \+ 1 shards at once, 0\.0 GB, more than ANYXFORM_CACHE_GB allows"):
-        dataset(urls(server), shards_at_once=4)
+    """Of all datasets together."""
+    sizes = [storage.stat(url).size for url in urls(server)]
+    configs = {
+        "a": {"shards": "t-{00..03}.tar", "shards_at_once": 2},
+        "b": {"shards": "t-{04..05}.tar", "shards_at_once": 1},
+    }
+
+    def opened(*names, room):
+        monkeypatch.setenv("ANYXFORM_CACHE_GB", str(room / 1e9))
+        return open_datasets({name: configs[name] for name in names}, toys(), root=server.url)
+
+    room = sum(sorted(sizes[:4])[-3:] + sizes[4:])
+    assert len(opened("a", "b", room=room + 1)) == 2
+    said = r"read at once \(a 2 \+ 1, b 1 \+ 1\) take 0\.0 GB, more than ANYXFORM_CACHE_GB allows"
+    with pytest.raises(ValueError, match=said):
+        opened("a", "b", room=room - 1)
+    assert opened("a", room=room - 1) and opened("b", room=room - 1)
+    configs["b"] = configs["a"]  # no shard is there twice
+    assert len(opened("a", "b", room=sum(sizes[:4]) + 1)) == 2
 
 
 # Indices

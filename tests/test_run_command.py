@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from anyxform.cli import main
 from anyxform.cli.run import expand
+from anyxform.compiled import CompiledStep
 from modalities.audio import Audio
 from modalities.audio.waveform import Waveform, write
 from tests.tiny import PNG, WAV, Tiny
@@ -30,6 +32,12 @@ def run(here: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]):
 
 
 # Where results go
+
+
+def test_a_compiled_step_answers_the_same(run, monkeypatch) -> None:
+    """By the compiler's front end, as its back end takes long."""
+    monkeypatch.setattr("anyxform.pipeline.CompiledStep", partial(CompiledStep, backend="eager"))
+    assert run("disc.png", "--to", "text:fr", "--compile") == run("disc.png", "--to", "text:fr")
 
 
 def test_a_file_becomes_a_text_on_the_screen(run) -> None:
@@ -203,7 +211,17 @@ def test_words_are_told_by_models_that_learnt_where_they_are(run, talk: Path, ti
 
 
 def test_silence_is_the_empty_text(run, talk: Path) -> None:
-    assert run("silent.wav", "--to", "text:en") == (0, "\n", "")
+    assert run("silent.wav", "--to", "text:en") == run("silent.wav", "--to", "text:en", "-n", "2") == (0, "\n", "")
+
+
+def test_silence_of_which_nothing_can_be_made_fails_alone(run, talk: Path) -> None:
+    """Among candidates too, and whether it is longer than what is read at once or not."""
+    Path("hush.wav").write_bytes(write(Waveform(torch.zeros(4_800))))
+    for options in ([], ["-n", "2"]):
+        code, out, err = run("hush.wav", "silent.wav", "disc.wav", "--to", "image", "-o", "out", *options)
+        assert code == 1 and len(out.splitlines()) == 1 and Path(out.strip()).is_file()
+        *said, last = err.splitlines()
+        assert last == "anyxform: 2 of 3 inputs failed" and all("the source says nothing" in line for line in said)
 
 
 def test_long_texts_become_long_texts_and_recordings(run, here: Path) -> None:

@@ -1,11 +1,12 @@
 """Drawing follows the softmax; each option does what it says, or is refused by name."""
 
 import math
+from typing import get_type_hints
 
 import pytest
 import torch
 
-from anyxform.sampling import Sampling, draw, log_probability, permitted, repeats, truncate, uniforms
+from anyxform.sampling import Options, Sampling, draw, log_probability, permitted, repeats, truncate, uniforms
 
 LOGITS = torch.tensor([0.3, -1.2, 1.5, 0.0, -3.0, 0.9])
 NEARLY_ONE = 1 - 2**-24  # the largest that torch.rand gives
@@ -125,3 +126,9 @@ def test_each_way_of_decoding_has_defaults_of_its_own():
     assert Sampling(temperature=0).temperature_for("masked") == 0
     assert Sampling(guidance=0).guidance_for("masked") == 0
     Sampling(num_beams=3, temperature=0, guidance=1.0)  # said aloud, what beams need anyway
+
+
+def test_keywords_are_those_of_the_options():
+    """So that editors and type checkers know them."""
+    known = get_type_hints(Sampling)
+    assert get_type_hints(Options) == {name: known[name] for name in Sampling.__dataclass_fields__}

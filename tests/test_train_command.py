@@ -247,6 +247,26 @@ def test_what_does_not_fit_a_run_that_is_there(
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before, "the run is left as it was"
 
 
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("data/tiny.yaml", "holdout: ['audio>text:en']", "'data.holdout': did you mean 'hold_out'?"),
+        ("experiment/tiny.yaml", "train: {val_evry: 3}", "'train.val_evry': did you mean 'val_every'?"),
+        ("experiment/tiny.yaml", "trian: {steps: 3}", "'trian': did you mean 'train'?"),
+    ],
+)
+def test_a_misspelt_key_in_a_file_is_named(
+    file: str, line: str, message: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny.conf, tmp_path / "conf")
+    text = (tmp_path / "conf" / file).read_text()
+    kept = [it for it in text.splitlines() if not line.startswith("train:") or not it.startswith("train:")]
+    (tmp_path / "conf" / file).write_text("\n".join([*kept, line]))
+    arguments = tiny.train(tmp_path / "run")
+    assert main([str(tmp_path / "conf") if it == str(tiny.conf) else it for it in arguments]) == 2
+    check_line(capsys, f"no config key is called {message}")
+
+
 def test_what_the_data_do_not_have_needs_no_tokenizer(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,6 +298,7 @@ def test_what_the_data_do_not_have_needs_no_tokenizer(
         (["train.minutes=inf"], "train.minutes=inf is not possible: give 0 or more"),
         (["train.align_weight=-1"], "train.align_weight=-1.0 is not possible: give 0 or more"),
         (["data.num_workers=-1"], "data.num_workers=-1 is not possible: give 0 or more"),
+        (["train.bf16=maybe"], "train.bf16=maybe is not possible: give true, false, or null (on GPUs)"),
         (["train.compile=2"], "train.compile=2 is not possible: give true or false"),
         (["seed=-1"], "seed=-1 is not possible: give 0 or more"),
         (["train.debug=overfti"], "train.debug=overfti is unknown: use overfit"),

@@ -127,15 +127,25 @@ def _check_spelling(pipeline: Pipeline, direction: Direction, choice: Choice) ->
     pipeline.check_spelling(sampling_of(choice.options), direction.sources[0].modality, direction.target.modality)
 
 
+def _silent(pipeline: Pipeline, asked: Asked) -> bool:
+    """Whether its only source says nothing, as a recording in which nobody speaks."""
+    (field, *_), (value, *others) = asked.direction.sources, asked.values
+    return not others and not pipeline.modalities[field.modality].split(value)
+
+
 def _best(pipeline: Pipeline, asked: Sequence[Asked | Failure], choice: Choice) -> list[Made | Failure]:
     """The best candidate of each; candidates are of whole inputs, not of pieces."""
     results: list[Made | Failure | None] = [it if isinstance(it, Failure) else None for it in asked]
     requests = {}
     for place, it in enumerate(asked):
+        if isinstance(it, Failure):
+            continue
         try:
-            if isinstance(it, Asked):
+            _check_spelling(pipeline, it.direction, choice)
+            if _silent(pipeline, it):  # nothing is asked, and of nothing not every modality can make something
+                results[place] = Made(pipeline.modalities[it.direction.target.modality].join([], []), [])
+            else:
                 request = pipeline.request(it.direction, pipeline.whole(it.direction, it.values))
-                _check_spelling(pipeline, it.direction, choice)
                 requests[place] = it, replace(request, seed=choice.seed + it.number)
         except ValueError as error:
             results[place] = Failure.of(error)

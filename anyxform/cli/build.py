@@ -11,7 +11,7 @@ from anyxform.checkpoint import load_modality
 from anyxform.data import condition_names
 from anyxform.dataset import Dataset, open_datasets, shards_of
 from anyxform.directions import Directions
-from anyxform.field import Direction, Field
+from anyxform.field import Direction, Field, did_you_mean
 from anyxform.init_from import Origin
 from anyxform.modality import Modality, get_modality
 from anyxform.model import Transformer
@@ -57,6 +57,15 @@ def typed(config: Any, defaults: Any, name: str = "") -> Any:
     if isinstance(defaults, int) and not float(config).is_integer():
         raise ValueError(f"{name}={config} is not possible: give a whole number")
     return type(defaults)(config)
+
+
+def check_keys(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """ValueError: a key that nothing reads, such as a misspelt one in a file, of which hydra says nothing."""
+    inside = {f"{part}.": (config[part], defaults[part]) for part in ("train", "data", "optim", "distributed")}
+    for where, (own, known) in {"": (config, defaults), **inside}.items():
+        for key in own:
+            if key not in known:
+                raise ValueError(f"no config key is called {f'{where}{key}'!r}: {did_you_mean(str(key), list(known))}")
 
 
 class NoTokenizer(ValueError):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from anyxform.cli.arguments import Parser, there
 from anyxform.cli.history import History
-from anyxform.cli.run import add_candidates, add_generation
+from anyxform.cli.run import add_candidates, add_generation, add_model
 
 EPILOG = """parts:
   pictures    0,0,64,32 (x0,y0,x1,y1 in pixels), or a file that is white there
@@ -42,9 +42,8 @@ def parser() -> Parser:
     it.add_argument("--to", default="", metavar="FIELD", help="such as image:noto; default: what the input is")
     it.add_argument("-o", "--out", type=Path, help="a file, which may be the input itself, or a folder")
     it.add_argument("--undo", action="store_true", help="take the last round of INPUT back")
-    it.add_argument("--checkpoint", default="starter", help="a run or checkpoint (default: starter, the shipped one)")
     it.add_argument("--from", dest="origin", metavar="MODALITY", help="what the input is, if its ending does not say")
-    it.add_argument("--device", help="cpu, cuda, …")
+    add_model(it)
     it.add_argument("--seed", type=int, default=0, help="of this round")
     add_candidates(it)
     add_generation(it)
@@ -65,7 +64,7 @@ def main(arguments: list[str]) -> int:
     given = {name: value for name, value in vars(options).items() if name in Sampling.__dataclass_fields__}
     given |= {name: getattr(options, name) for name in ("redo", "keep", "extend", "to", "n", "rank")}
     Round.of(**given)  # complains before anything is loaded
-    pipeline = load(options.checkpoint, device=options.device)
+    pipeline = load(options.checkpoint, device=options.device, dtype=options.dtype)
     given["source"] = [*((pipeline.literal, it) for it in options.prompt), *options.source]
     round = Round.of(**given)
     input = Path(options.input) if there(options.input, Path.is_file) else options.input

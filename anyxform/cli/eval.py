@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         check_rank(part["rank"])
         if part["candidates"] < 1 or part["limit"] < 1:
             raise ValueError(f"candidates={part['candidates']}, limit={part['limit']}: give 1 or more")
-    pipeline = load(config["checkpoint"], device=config["device"], dtype=config["dtype"])
+    pipeline = load(config["checkpoint"], device=config["device"], dtype=config["dtype"], compile=config["compile"])
     for part in parts.values():
         if part["via"] is not None:
             pipeline.field(part["via"])

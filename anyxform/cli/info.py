@@ -99,7 +99,7 @@ def _device() -> dict[str, Any]:
     return {
         "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} used, {torch.backends.cpu.get_cpu_capability()}",
         "cuda": torch.cuda.get_device_name() if cuda else "none: the CPU is used",
-        "bf16": "yes" if fast_bf16() else "slow on this CPU: train with train.bf16=false",
+        "bf16": "yes" if fast_bf16() else "slow on this CPU",
     }
 
 

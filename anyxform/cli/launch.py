@@ -3,8 +3,11 @@
 import logging
 import math
 import os
+import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,11 +19,17 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 LOST = 3
 """The exit code of a process that has lost another one: not the first to fail."""
+STOPPED = 128 + signal.SIGTERM
+"""That of a process that was told to end, and has saved first."""
+SIGNAL_DELAY = 90
+"""Seconds between SLURM's signal and the end of the time, unless the config says otherwise: submitit's default."""
 
 
 def elsewhere(options: Mapping[str, Any], overrides: Sequence[str], run_dir: str | None) -> int | None:
     """Train in other processes if the config `distributed` wants that: their exit code. None: train in this one."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
+        # SLURM may send it to every process of a step: what it asks for is told to this one by `_Node`
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         return None
     processes = options["processes"]
     if processes != "auto" and (type(processes) is not int or processes < 1):
@@ -84,7 +93,11 @@ def _submit(options: Mapping[str, Any], overrides: Sequence[str], run_dir: Path)
     except ImportError as error:
         raise ValueError("distributed=slurm needs submitit: pip install 'anyxform[slurm]'") from error
     try:
-        executor = submitit.AutoExecutor(folder=run_dir / "jobs", cluster=options["cluster"])
+        executor = submitit.AutoExecutor(
+            folder=run_dir / "jobs",
+            cluster=options["cluster"],
+            slurm_max_num_timeout=sys.maxsize,  # it is queued again until it has trained all its steps
+        )
         executor.update_parameters(
             name=run_dir.name, nodes=options["nodes"], tasks_per_node=1, timeout_min=options["minutes"],
             **{f"slurm_{name}": value for name, value in options["slurm"].items()},
@@ -108,10 +121,39 @@ class _Node:
         place = submitit.JobEnvironment()
         endpoint = f"{place.hostnames[0]}:{self.options['port']}" if self.options["nodes"] > 1 else "localhost:0"
         code = launch(self.options, self.overrides, endpoint, str(place.job_id))
-        if code:
+        # to stop is no failure: for one, SLURM may end the other machines before the first is queued again
+        if code not in (0, STOPPED):
             raise RuntimeError(f"the training ended with the exit code {code}: see above")
 
     def checkpoint(self) -> Any:
+        """What is to be queued again; submitit calls it on the first machine, by a signal, while `launch` stands still.
+
+        The processes here end their step and save first, and so do those elsewhere, which hear of it from these: once
+        the run is queued again SLURM kills all of them soon. It must be queued before the time is over, so one that
+        takes too long goes on from its checkpoint before.
+        """
         import submitit
 
+        _end_children(0.8 * float(self.options["slurm"].get("signal_delay_s") or SIGNAL_DELAY))
         return submitit.helpers.DelayedSubmission(self)
+
+
+def _end_children(seconds: float) -> None:
+    """Send SIGTERM to this process's children, and wait until they have ended, at most so long."""
+    running = {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+    for pid in running:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while running := set(filter(_runs, running)):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.1)
+
+
+def _runs(child: int) -> bool:
+    """Whether a child has not ended; how it has is left for the launcher to see."""
+    try:
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False

@@ -22,7 +22,9 @@ def origin_of(model: Mapping[str, Any], start: Path | None = None) -> Origin | N
     """
     if model.get(KEY) is None:
         return None
-    return open_origin(start or located(str(model[KEY])))
+    if start is not None:
+        return open_origin(start, verify=False)  # it was, when it was chosen
+    return open_origin(located(str(model[KEY])))
 
 
 def began_with(origin: Origin | None, start: Path | None = None) -> list[dict[str, Any]]:

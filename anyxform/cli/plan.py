@@ -44,21 +44,32 @@ def main(arguments: list[str]) -> int:
 
 
 def _budget(options: Any) -> int:
+    import torch
+
     from anyxform.budget import Setting, plan
-    from anyxform.cli.build import check_data, prepared, typed
+    from anyxform.cli.build import check_data, check_keys, prepared, typed
     from anyxform.cli.conf import compose
-    from anyxform.hardware import device
+    from anyxform.hardware import HERE, device
     from anyxform.model import PRESETS
 
     for name, value in (("--gpus", options.gpus), ("--mfu", options.mfu), ("--tokens", options.tokens or 1)):
         if not value > 0:
             raise ValueError(f"{name} {value:g} is not possible: give more than 0")
     words = prepared([*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])])
-    config = typed(compose("train", words), compose("train", []))
+    defaults = compose("train", [])
+    config = typed(compose("train", words), defaults)
     check_data(config["data"])
+    check_keys(config, defaults)
     if options.sizes and config["model"].get("init_from"):
         raise ValueError("--sizes and model.init_from= do not go together: the weights have one size")
     train = config["train"]
+    if train["bf16"] is None:
+        train["bf16"] = options.gpu != HERE or torch.cuda.is_available()
+    if options.gpus > train["rows_per_step"]:
+        raise ValueError(
+            f"--gpus {options.gpus} is not possible with train.rows_per_step={train['rows_per_step']}: "
+            "each process has a row of a step at least"
+        )
     setting = Setting(
         device(options.gpu, train["bf16"]),
         options.gpus,

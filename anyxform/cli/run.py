@@ -40,20 +40,14 @@ def parser() -> Parser:
     it.add_argument(
         "-f", "--format", choices=["txt", "srt", "vtt", "json"], help="of texts; without it, as -o ends (default: txt)"
     )
-    it.add_argument("--checkpoint", default="starter", help="a run or checkpoint (default: starter, the shipped one)")
     it.add_argument(
         "--from",
         dest="origin",
         metavar="MODALITY",
         help="what the inputs are, if their endings do not say; of shards: the source field, or several: image+text:en",
     )
-    it.add_argument("--device", help="cpu, cuda, …")
-    it.add_argument(
-        "--dtype",
-        choices=["fp32", "bf16", "int8"],
-        default="fp32",
-        help="of the weights; int8 on CPUs (default: fp32)",
-    )
+    add_model(it)
+    it.add_argument("--compile", action="store_true", help="the step that decodes a token: for very many inputs")
     it.add_argument("--batch-size", type=int, default=64)
     it.add_argument("--seed", type=int, default=0, help="of the first input; each further one has the next")
     it.add_argument(
@@ -65,6 +59,18 @@ def parser() -> Parser:
     add_shards(it)
     add_generation(it)
     return it
+
+
+def add_model(it: Parser) -> None:
+    """Options of which model answers, where and how its weights are kept."""
+    it.add_argument("--checkpoint", default="starter", help="a run or checkpoint (default: starter, the shipped one)")
+    it.add_argument("--device", help="cpu, cuda, …")
+    it.add_argument(
+        "--dtype",
+        choices=["fp32", "bf16", "int8"],
+        default="fp32",
+        help="of the weights; int8 on CPUs (default: fp32)",
+    )
 
 
 def add_candidates(it: Parser) -> None:
@@ -142,7 +148,7 @@ def main(arguments: list[str]) -> int:
     from anyxform.long import Made
     from anyxform.pipeline import load
 
-    pipeline = load(options.checkpoint, device=options.device, dtype=options.dtype)
+    pipeline = load(options.checkpoint, device=options.device, dtype=options.dtype, compile=options.compile)
     target = pipeline.field(options.to)
     if options.origin is not None and options.origin not in pipeline.modalities:
         raise ValueError(f"--from {options.origin}: the model reads {', '.join(pipeline.modalities)}")

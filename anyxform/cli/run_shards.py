@@ -56,7 +56,9 @@ def _conversion(options: argparse.Namespace, chosen: Mapping[str, Any]) -> "Conv
     from anyxform.field import Field, did_you_mean
     from anyxform.pipeline import load
 
-    pipeline = load(options.checkpoint, device=options.device or _device(), dtype=options.dtype)
+    pipeline = load(
+        options.checkpoint, device=options.device or _device(), dtype=options.dtype, compile=options.compile
+    )
     sources = tuple(map(Field.parse, options.origin.split("+"))) if options.origin else None
     for name in sources or ():
         if name.modality not in pipeline.modalities:

@@ -18,7 +18,16 @@ import yaml
 
 from anyxform import __version__, resume
 from anyxform import train as training
-from anyxform.cli.build import Data, build_modalities, check_data, listed, modality_classes, prepared, typed
+from anyxform.cli.build import (
+    Data,
+    build_modalities,
+    check_data,
+    check_keys,
+    listed,
+    modality_classes,
+    prepared,
+    typed,
+)
 from anyxform.cli.conf import compose
 from anyxform.cli.interrupts import Interrupted, Interrupts
 from anyxform.cli.launch import LOST, elsewhere
@@ -44,8 +53,10 @@ from anyxform.train import Metrics, TrainState, averaged, validation_loss
 
 def main(overrides: list[str]) -> int:
     """Run the command with hydra overrides; returns the exit code, 130 or 143 after Ctrl-C or SIGTERM."""
-    config = typed(compose("train", prepared(overrides)), compose("train", []))
+    defaults = compose("train", [])
+    config = typed(compose("train", prepared(overrides)), defaults)
     check_data(config["data"])
+    check_keys(config, defaults)
     debug = config["train"]["debug"]
     if debug not in (None, "overfit"):
         raise ValueError(f"train.debug={debug} is unknown: use overfit, or null for none")
@@ -86,6 +97,8 @@ class Run:
                 raise ValueError(f"{name}={value} is not possible: give {least} or more")
         if (kind := config["distributed"]["checkpoint"]) not in ("whole", "sharded"):
             raise ValueError(f"distributed.checkpoint={kind!r} is unknown: use whole or sharded")
+        if self.options["bf16"] not in (None, True, False):
+            raise ValueError(f"train.bf16={self.options['bf16']} is not possible: give true, false, or null (on GPUs)")
         if self.options["debug"] and world.size > 1:
             raise ValueError(f"train.debug={self.options['debug']} is for one process, not {world.size}")
         if self.options["align_weight"] and not listed(config["data"].get("aligned")):
@@ -104,6 +117,8 @@ class Run:
         kept = [word for word in overrides if not word.startswith(("run_dir=", "resume="))]
         self.command = shlex.join(["anyxform", "train", *kept, f"run_dir={self.dir}"])
         self.device = pick_device(self.options["device"])  # in a world of many, torch's current one
+        if self.options["bf16"] is None:
+            self.options["bf16"] = self.device.type == "cuda"
         classes = modality_classes(config["modality"])
         self.data = Data.open(config["data"], classes)
         self.origin = origin_of(config["model"], self.start)
@@ -129,15 +144,14 @@ class Run:
             taken = told(model, begin(model, self.origin, self.modalities))
             self.taken = f"\nfrom {self.origin.folder}: {taken}"
         freeze(model, listed(self.options.get("freeze")))
-        model.to(self.device)
         for block in model.blocks:
             block.recomputes = self.options["checkpoint_activations"]
         if self.options["float8"]:
             to_float8(model)
         if self.options["compile"]:
-            compile_blocks(model)
+            compile_blocks(model, whole=self.device.type == "cuda")
         strategy = self.config["distributed"]["strategy"]
-        self.parallel = Parallel(model, self.world, strategy, bf16=self.options["bf16"])
+        self.parallel = Parallel(model, self.world, strategy, bf16=self.options["bf16"], device=self.device)
         optim = {name: self.config["optim"].get(name) for name in ("lr", "betas", "weight_decay", "part_lr")}
         make = optimizer_named(self.config["optim"]["name"])
         ema = self.options["ema"]
@@ -327,6 +341,7 @@ class Run:
                 self._save(saver)
 
     def _save(self, saver: resume.Saver, val_loss: float | None = None) -> None:
+        saver.finish()  # else two copies of the run would be in memory
         taken = self.snapshot(val_loss)
         if self.world.leads or taken.sharded:
             saver.save(taken)
