@@ -3,9 +3,10 @@
     python -m benchmarks.effort [LIMIT] [CHECKPOINT]
 
 Needs the extra `eval`. For each direction it decodes up to LIMIT items one by one: plainly, with drafts, and at several
-efforts. Operations are counted on the first `COUNTED` items while they are done, those of the front end and the prefix
-included; drafts are timed against plain decoding in alternation. On a busy machine give it one thread
-(OMP_NUM_THREADS=1). Prints tables in Markdown, writes docs/images/effort.png, and ends with one line of JSON.
+efforts; transcripts also as the recordings spell them. Operations are counted on the first `COUNTED` items while they
+are done, those of the front end and the prefix included, and divided by the tokens of the plain answers. Drafts are
+timed against plain decoding in alternation. On a busy machine give it one thread (OMP_NUM_THREADS=1). Prints tables in
+Markdown, writes docs/images/effort.png, and ends with one line of JSON.
 """
 
 import sys
@@ -31,6 +32,7 @@ PICTURE = Path("docs/images/effort.png")
 EFFORTS = (1.0, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 0.0)
 DRAFTS = ((1, 2), (2, 2), (4, 3))
 """Tokens drafted, and layers that draft."""
+SPELT = {"align_weight": 1.0}
 COUNTED, TIMED = 10, 10
 """Items whose operations are counted, and that are timed."""
 
@@ -49,7 +51,7 @@ class Part:
 
 PARTS = (
     Part("captions", "instance", "emoji", "image:openmoji>text:en", "chrf", 1.0),
-    Part("transcripts", "instance", "prompts", "audio:*>text:*", "cer", 0.5),
+    Part("transcripts", "instance", "prompts", "audio:en*>text:en", "cer", 0.5),
     Part("translations", "test", "names", "text:fr>text:en", "chrf", 0.5),
     Part("drawings", "train", "emoji", "text:en>image:noto", "ssim", 0.1),
     Part("speech", "instance", "prompts", "text:en>audio:en-phone", "lsd", 0.1),
@@ -69,6 +71,7 @@ class Measured:
     same: float
     """Of the answers, those that plain decoding gives."""
     mega_ops: float
+    """For each token of plain decoding's answers."""
     layers: float
     sure: float
     unsure: float
@@ -85,6 +88,8 @@ class Decoder:
         self.items = _chosen(ax, part, max(2, round(part.share * limit)))
         self.requests = [ax.request(item.direction, item.sources) for item in self.items]
         self.masked = ax.modalities[self.requests[0].target.modality].decoding == "masked"
+        learnt = [it.split(">")[0].partition(":")[0] for it in ax.facts.get("facts", {}).get("aligned", ())]
+        self.spells = part.direction.partition(":")[0] in learnt
         self.plain = self.answers(Sampling())
         self.sureness = [it.logprob / (len(it.codes) + 1) for it in self.plain]
 
@@ -95,10 +100,10 @@ class Decoder:
         options = Sampling(**given)  # type: ignore[arg-type]
         found = self.answers(options)
         with operations() as counted:
-            some = self.answers(options, COUNTED)
+            self.answers(options, COUNTED)
         middle = median(self.sureness)
         halves = [[it for it, p in zip(found, self.sureness) if (p >= middle) == sure] for sure in (True, False)]
-        codes, length = [it.codes for it in found], _tokens(found)
+        codes, length = [it.codes for it in found], max(1, _tokens(found))
         return Measured(
             part=self.part.name,
             n=len(found),
@@ -106,7 +111,7 @@ class Decoder:
             metric=self._quality(found),
             loglik=sum(likelihoods(self.ax.model, self.ax.modalities, self.requests, codes)) / length,
             same=sum(one.codes.equal(other.codes) for one, other in zip(found, self.plain)) / len(found),
-            mega_ops=counted.get_total_flops() / _tokens(some) / 1e6,
+            mega_ops=counted.get_total_flops() / _tokens(self.plain[:COUNTED]) / 1e6,
             layers=self._layers(found),
             sure=self._layers(halves[0]),
             unsure=self._layers(halves[1]),
@@ -126,9 +131,9 @@ class Decoder:
         return row.systems[MODEL][self.part.metric].value
 
     def _layers(self, found: Sequence[Generated]) -> float:
-        return sum(
-            self.depth * len(it.codes) if it.layers is None else float(it.layers.sum()) for it in found
-        ) / _tokens(found)
+        return sum(self.depth * len(it.codes) if it.layers is None else float(it.layers.sum()) for it in found) / max(
+            1, _tokens(found)
+        )
 
 
 def _chosen(ax: Pipeline, part: Part, limit: int) -> list[Item]:
@@ -151,10 +156,12 @@ def tell(efforts: Sequence[Measured], drafts: Sequence[tuple[Measured, Compariso
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for it in efforts:
-        share = it.mega_ops / whole[it.part].mega_ops
+        share, spelt = it.mega_ops / whole[it.part].mega_ops, it.options == SPELT
+        layers = "– | –" if spelt else f"{it.layers:.2f} | {it.sure:.2f}, {it.unsure:.2f}"
         print(
-            f"| {it.part} ({it.n}) | {it.options['effort']:g} | {metrics[it.part]} {it.metric:.3f} | {it.loglik:.3f} "
-            f"| {it.same:.0%} | {it.layers:.2f} | {it.sure:.2f}, {it.unsure:.2f} | {it.mega_ops:.1f} M, {share:.0%} |"
+            f"| {it.part} ({it.n}) | {'spelling alone' if spelt else format(it.options['effort'], 'g')} "
+            f"| {metrics[it.part]} {it.metric:.3f} | {it.loglik:.3f} | {it.same:.0%} | {layers} "
+            f"| {it.mega_ops:.1f} M, {share:.0%} |"
         )
     print("\n| direction | drafted, by layers | accepted | same answers | operations | tokens/s, against plain |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -171,7 +178,7 @@ def draw(results: Sequence[Measured], path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), dpi=130, layout="constrained")
     axes = figure.add_subplot()
     for number, name in enumerate(dict.fromkeys(it.part for it in results)):
-        own = [it for it in results if it.part == name]
+        own = [it for it in results if it.part == name and it.options != SPELT]
         shares = [it.mega_ops / own[0].mega_ops for it in own]
         loss = [it.loglik - own[0].loglik for it in own]
         axes.plot(shares, loss, "o-", ms=3, lw=1, color=f"C{number}", label=name)
@@ -186,8 +193,8 @@ def main(limit: int, checkpoint: str) -> None:
     efforts, drafts = list[Measured](), list[tuple[Measured, Comparison]]()
     for part in PARTS:
         decoder = Decoder(ax, part, limit)
-        for effort in EFFORTS:
-            efforts.append(decoder.measured(effort=effort))
+        for given in [{"effort": it} for it in EFFORTS] + [SPELT] * decoder.spells:
+            efforts.append(decoder.measured(**given))
             print(efforts[-1], file=sys.stderr, flush=True)
         for draft, layers in () if decoder.masked else DRAFTS:
             given = {"draft": draft, "draft_layers": layers}
