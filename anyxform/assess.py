@@ -53,7 +53,9 @@ def assess(
     if between is not None:
         seeds = [options["seed"] + number for number in range(len(items))]
         onward = pipeline.onward(directions, sources, [between] * len(items), seeds=seeds, batch_size=batch_size)
-        answers[f"{VIA}{between}"] = _each(pipeline, *onward, **options)
+        answers[f"{VIA}{between}"] = by_way = _each(pipeline, *onward, **options)
+        if lost := sum(it is None for it in by_way):
+            say(f"via {between} {lost} items have no answer, as nothing was said on the way: their directions neither")
     if candidates > 1:
         say(f"{candidates} candidates of each")
         ranked = pipeline.ranked(directions, sources, n=candidates, rank=rank, **options)

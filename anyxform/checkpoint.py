@@ -94,10 +94,15 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read ({error}): take another checkpoint, or copy it again") from error
 
 
-def digest_of_weights(folder: Path) -> str:
-    """By which the weights of a checkpoint are known: short, and another for others."""
+def digest_of_weights(folder: Path) -> str | None:
+    """By which weights and tokenizers of a checkpoint are known: short, and another for others; None: no manifest.
+
+    Those of an export are others, as it rounds them.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
     files = read_json(folder / MANIFEST)["files"]
-    digests = [f"{name} {it['sha256']}" for name, it in sorted(files.items()) if name.startswith("model")]
+    digests = [f"{name} {it['sha256']}" for name, it in sorted(files.items()) if name.startswith("mod")]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 

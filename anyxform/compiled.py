@@ -4,6 +4,7 @@ Letters: B rows, R rows of a compiled size, S slots, G key/value heads, C head s
 """
 
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ class CompiledStep:
         torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)  # one for each size
         self.model = model
         self.graphs = model.norm.weight.is_cuda
-        self.taken: dict[tuple[int, ...], list[Tensor]] = {}
+        self.of_thread = threading.local()
         mode = "reduce-overhead" if self.graphs else None
         self.step: Any = torch.compile(_step, dynamic=False, fullgraph=True, backend=backend, mode=mode)
 
@@ -42,14 +43,21 @@ class CompiledStep:
         return _power_of_two(rows), -(-slots // SLOTS) * SLOTS
 
     def memory(self, shape: Sequence[int]) -> list[Tensor]:
-        """Keys of each block, then values, zero at first. On CUDA those of one shape are taken once, and used by one
-        cache after another: a graph is recorded for its addresses."""
+        """Keys of each block, then values, all zero.
+
+        On CUDA a thread takes those of one shape once, for one cache after another: a graph is recorded for addresses.
+        """
         weight, count = self.model.norm.weight, 2 * len(self.model.blocks)
         if not self.graphs:
             return [weight.new_zeros(shape) for _ in range(count)]
-        if (key := tuple(shape)) not in self.taken:
-            self.taken[key] = [weight.new_zeros(shape) for _ in range(count)]
-        return self.taken[key]
+        if not hasattr(self.of_thread, "taken"):
+            self.of_thread.taken = {}
+        taken: dict[tuple[int, ...], list[Tensor]] = self.of_thread.taken
+        with torch.inference_mode(False):  # else they could not be written outside of it
+            if (key := tuple(shape)) not in taken:
+                taken[key] = [weight.new_zeros(shape) for _ in range(count)]
+            torch._foreach_zero_(taken[key])
+        return taken[key]
 
     def __call__(
         self, keys: Sequence[Tensor], values: Sequence[Tensor], x: Tensor, positions: Tensor, slots: Sequence[int]

@@ -30,6 +30,7 @@ from anyxform.sampling import sampling_of
 from anyxform.shard_samples import Sample
 from anyxform.storage import expand, is_remote, without_secrets
 
+MOST_CLOSED = 3
 POOL = 16
 """Batches that are sorted by length together."""
 
@@ -173,12 +174,18 @@ def _origin(shard: str) -> str:
 
 
 def _check_source(conversion: Conversion, shards: Sequence[str]) -> None:
-    """ValueError: the first sample that can be read has several fields."""
+    """ValueError: the first sample that can be read has several fields. OSError: so many shards cannot be opened."""
+    closed = 0
     for shard in shards:
         try:
             fields = next(iter(conversion.open(shard).readable()))
-        except (ValueError, OSError):
+        except ValueError:
             continue  # it will be listed
+        except OSError:
+            closed += 1
+            if closed == MOST_CLOSED:  # the store is down, say, and each takes minutes
+                raise
+            continue
         choose(fields, None, conversion.target)
         return
 

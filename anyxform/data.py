@@ -18,9 +18,9 @@ from anyxform.sequence import Example, Source, Target, marker
 from anyxform.shard_samples import Sample
 from anyxform.stored_codes import check_codes, digest_of, ending_of, from_bytes, is_codes
 
-CODES_KEPT = 2**24
-"""Codes that a process keeps, as they never change: 128 MiB, what they are kept in included."""
-TARGET = 64
+CODES_KEPT = 2**25
+"""Codes that a process keeps, as they never change: 256 MiB, what they are kept in included."""
+OVERHEAD = 64
 """Codes that would take as much memory as what a target's own are kept in."""
 
 
@@ -62,9 +62,9 @@ class Codes:
                 codes = modality.codes(modality.preprocess(modality.load(read())))
         codes = codes.reshape(len(codes), -1)
         self._kept[place] = codes
-        self._size += codes.numel() + TARGET
+        self._size += codes.numel() + OVERHEAD
         while self._size > self.keep:
-            self._size -= self._kept.popitem(last=False)[1].numel() + TARGET
+            self._size -= self._kept.popitem(last=False)[1].numel() + OVERHEAD
         return codes
 
     def _stored(self, field: Field, sample: Sample | None) -> Tensor | None:

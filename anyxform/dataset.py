@@ -232,12 +232,13 @@ def open_datasets(
             )
     if not opened:
         raise ValueError(f"no dataset has shards of the split {split!r} under {root!r}: looked for {list(datasets)}")
-    _check_cache(opened)
+    for name, dataset in opened.items():
+        check_cache({name: dataset})
     return opened
 
 
-def _check_cache(datasets: Mapping[str, Dataset]) -> None:
-    """ValueError: what is read at once does not fit into the cache, so that shards would be fetched again and again."""
+def check_cache(datasets: Mapping[str, Dataset]) -> None:
+    """ValueError: what is read at once of all of them does not fit into the cache: it would be fetched ever again."""
     remote = {name: it for name, it in datasets.items() if it.cached}
     shards = {table.shard for it in remote.values() for table in it.samples.shards if table.shard.remote}
     needed = min(sum(it.cached for it in remote.values()), sum(shard.size for shard in shards))

@@ -11,17 +11,18 @@ CAPABILITY = (8, 9)
 """The least compute capability of a GPU that multiplies in float8."""
 
 
-def to_float8(model: Transformer, *, emulate: bool = False) -> None:
+def to_float8(model: Transformer, *, device: torch.device | None = None, emulate: bool = False) -> None:
     """Let the blocks multiply in float8, in place; weights, names and all else stay as they are.
 
     Matrices with a side that is no multiple of 16 stay as they are too, as the products need that. `emulate`: compute
-    the same in fp32, on any device, slowly. ValueError: torchao is not installed, or the device has no float8.
+    the same in fp32, on any device, slowly. `device`: where the model will be, if it is not there yet. ValueError:
+    torchao is not installed, or the device has no float8.
     """
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
         raise ValueError("train.float8=true needs torchao: pip install 'anyxform[float8]'") from error
-    if not emulate and not _has_float8(next(model.parameters()).device):
+    if not emulate and not _has_float8(device or next(model.parameters()).device):
         raise ValueError(
             "train.float8=true needs a GPU that multiplies in float8 (H100, L40 or later): use train.bf16=true alone"
         )

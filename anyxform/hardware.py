@@ -42,6 +42,11 @@ DEVICES = {
 }
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether it is a GPU with instructions for bf16."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def device(name: str, bf16: bool = True) -> Device:
     """A device by its name; `here` is this machine, measured, in fp32 or bf16. ValueError: an unknown name."""
     if name == HERE:

@@ -347,7 +347,7 @@ class Pipeline:
         requests = requests or [self.request(*pair) for pair in zip(directions, sources)]
         chosen = self.learnt(sampling_of(options), requests)
         targets = [self.modalities[it.target.modality] for it in directions]
-        silent = [self._silent(*pair) for pair in zip(directions, sources)]
+        silent = [self.silent(*pair) for pair in zip(directions, sources)]
         asked = [it for it, nothing in zip(seeded(requests, chosen.seed), silent) if not nothing]
         drawn = iter(draw(self.model, self.modalities, asked, n, chosen, batch_size=batch_size))
         found = [[] if nothing else next(drawn) for nothing in silent]
@@ -366,7 +366,7 @@ class Pipeline:
                 raise ValueError(f"candidates are of what is read at once, and the {field} is longer: leave n out")
         return [some[0].value if some else value for some, value in zip(pieces, sources)]
 
-    def _silent(self, direction: Direction, sources: Sequence[Any]) -> bool:
+    def silent(self, direction: Direction, sources: Sequence[Any]) -> bool:
         """Whether nothing is there to make a value of, as in a recording in which nobody speaks."""
         return len(sources) == 1 and not self.modalities[direction.sources[0].modality].split(sources[0])
 
@@ -390,7 +390,8 @@ class Pipeline:
     def many(self, given: Iterable[Any], *, to: str, batch_size: int = 64, **options: Unpack[Options]) -> list[Any]:
         """Convert each of these inputs, in batches; each is a source as for a call, and has the next seed.
 
-        ``ax.many(["a.png", "b.png"], to="text:fr")``. ValueError: one of them cannot be read or asked for.
+        ``ax.many(["a.png", "b.png"], to="text:fr")``. ValueError: one of them cannot be read or asked for, which is
+        found when it is its turn: where that may be, take `stream`.
         """
         found = []
         for it in self.stream(given, to=to, batch_size=batch_size, **options):

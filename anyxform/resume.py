@@ -142,11 +142,17 @@ def _val_loss(folder: Path) -> float | None:
     return loss if isinstance(loss, float) else None
 
 
-def write(run_dir: Path, taken: Snapshot, keep: Keep = Keep(), timeout: float = TIMEOUT) -> Path:
+def write(
+    run_dir: Path,
+    taken: Snapshot,
+    keep: Keep = Keep(),
+    timeout: float = TIMEOUT,
+    failed: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Write a checkpoint, point `latest` at it and delete those that need not be kept.
 
     Of a sharded one every process calls this, and the one that leads does the rest once it has seen all parts; it waits
-    for them for `timeout` seconds.
+    for them for `timeout` seconds. `failed` is told which old one cannot be deleted.
     """
     folder = run_dir / "checkpoints" / f"{PREFIX}{taken.step:08d}"
     if taken.sharded:
@@ -160,7 +166,10 @@ def write(run_dir: Path, taken: Snapshot, keep: Keep = Keep(), timeout: float = 
     pointer.write_text(folder.name + "\n", encoding="utf-8")
     pointer.replace(folder.parent / "latest")
     for old in keep.superfluous(checkpoints(run_dir)):
-        shutil.rmtree(old, ignore_errors=True)  # what is left of it, on a network's disk say, is tried next time again
+        try:
+            shutil.rmtree(old)
+        except OSError as error:  # the checkpoint is written, which is what counts
+            failed(f"{old} cannot be removed: {error}")
     return folder
 
 
@@ -210,7 +219,7 @@ class Saver:
 
     def _write(self, taken: Snapshot) -> Path:
         try:
-            return write(self.run_dir, taken, self.keep, self.timeout)
+            return write(self.run_dir, taken, self.keep, self.timeout, self.failed)
         except (OSError, SafetensorError) as error:
             before = newest_whole(self.run_dir)
             rest = f"the run can go on from {before}" if before else "there is none before it"

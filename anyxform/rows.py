@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from anyxform import storage
 from anyxform.data import Counts, Examples, Share, near_shards
-from anyxform.dataset import Dataset
+from anyxform.dataset import Dataset, check_cache
 from anyxform.directions import Directions
 from anyxform.modality import Modality
 from anyxform.order import Order, rng
@@ -236,6 +236,7 @@ class Rows:
         lanes: int = 1,
         own: Sequence[int] | None = None,
     ) -> None:
+        check_cache(datasets)
         self.lanes, self.own = lanes, list(range(lanes) if own is None else own)
         sizes = {name: len(dataset) for name, dataset in datasets.items()}
         order = Order(sizes, weights, seed, near_shards(datasets))

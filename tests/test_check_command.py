@@ -1,6 +1,7 @@
 """`anyxform data check`: each kind of damage is named, and sound data pass."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,24 @@ def test_sound_data_pass(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 SOUND = list(samples("val", 1))
 LONG = json.dumps({"text": {"en": "a red square " * 30, "fr": "un carré rouge"}}).encode()
+
+
+def test_a_dataset_of_which_all_is_broken_is_listed(tiny: Tiny, tmp_path: Path) -> None:
+    contents = [{"__key__": "a", "json": b"{"}, {"__key__": "b", "json": b"["}]
+    write_shard(tmp_path / "shapes" / "val-000000.tar", contents)
+    words = ("split=val", f"data.root={tmp_path}", f"tokenizers={tiny.root / 'tokenizers'}", f"out={tmp_path}")
+    assert main(arguments(tiny, *words)) == 1
+    assert len(found(tmp_path)["broken"]) == 2
+
+
+def test_what_the_data_do_not_have_needs_no_tokenizer(tiny: Tiny, tmp_path: Path, capsys) -> None:
+    for name in ("text", "image"):
+        shutil.copytree(tiny.root / "tokenizers" / name, tmp_path / "tokenizers" / name)
+    assert main(arguments(tiny, f"tokenizers={tmp_path / 'tokenizers'}")) == 2
+    assert "there is no tokenizer for audio" in capsys.readouterr().err
+    contents = [{name: it for name, it in sample.items() if name != "wav"} for sample in SOUND]
+    write_shard(tmp_path / "shapes" / "val-000000.tar", contents)
+    assert main(arguments(tiny, "split=val", f"data.root={tmp_path}")) == 0
 
 
 @pytest.mark.parametrize(

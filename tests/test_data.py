@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 import torch
 
-from anyxform.data import TARGET, Codes, Counts, Examples, condition_names, conditions, target
+from anyxform.data import OVERHEAD, Codes, Counts, Examples, condition_names, conditions, target
 from anyxform.dataset import Dataset, extensions_of
 from anyxform.directions import Directions
 from anyxform.field import Field
@@ -364,7 +364,7 @@ def test_codes_are_kept_up_to_a_size():
             type(self).loaded += 1
             return super().load(data)
 
-    codes = Codes({"text": Counting()}, keep=2 * (3 + TARGET))
+    codes = Codes({"text": Counting()}, keep=2 * (3 + OVERHEAD))
     places = [("a", number, Field("text")) for number in range(3)]
     for number in (0, 1, 0, 2, 0):
         assert codes(places[number], lambda: b"bad").tolist() == [[2], [1], [4]]
@@ -373,7 +373,7 @@ def test_codes_are_kept_up_to_a_size():
     assert Counting.loaded == 4
     codes(places[2], lambda: b"abcdef")  # takes the place of two
     assert Counting.loaded == 5 and list(codes._kept) == [places[2]]
-    small = Codes({"text": Counting()}, keep=TARGET)
+    small = Codes({"text": Counting()}, keep=OVERHEAD)
     assert small(places[0], lambda: b"bad").tolist() == [[2], [1], [4]] and not small._kept
 
 

@@ -225,7 +225,7 @@ from anyxform.cli.launch import _Node
 child = '''
 import signal, sys, time
 def save(*_):
-    time.sleep(0.5)
+    time.sleep(PAUSE)
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
 print("trains", flush=True)
@@ -242,7 +242,8 @@ process.kill()
 @pytest.mark.parametrize(("delay", "code"), [(60, 143), (0.1, None)])
 def test_before_a_run_is_queued_again_its_processes_save(delay, code):
     """As long as there is time; the launcher can still see how they ended."""
-    command = [sys.executable, "-c", STOPPING.replace("DELAY", str(delay))]
+    program = STOPPING.replace("DELAY", str(delay)).replace("PAUSE", "0.5" if code else "30")
+    command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == f"['steps=3'] {code}\n", done.stderr
 
@@ -250,7 +251,7 @@ def test_before_a_run_is_queued_again_its_processes_save(delay, code):
 def test_a_run_whose_time_is_over_saves_and_goes_on(tiny, tmp_path):
     """The signal reaches every process, as with SLURM it may."""
     options = ("distributed=slurm", "distributed.cluster=local", "distributed.processes=1", "resume=auto")
-    process = train(tiny, tmp_path, *options, "train.steps=20", "train.sample_every=0", "data.num_workers=1")
+    process = train(tiny, tmp_path, *options, "train.steps=300", "train.sample_every=0", "data.num_workers=1")
     assert process.stderr and process.wait(60) == 0
     said = process.stderr.readline()
     job, log = re.search(r"submitted as job (\d+): (\S+) will have", said).groups()  # type: ignore[union-attr]
@@ -258,7 +259,7 @@ def test_a_run_whose_time_is_over_saves_and_goes_on(tiny, tmp_path):
     for pid in descendants(int(job)):
         os.kill(pid, signal.SIGUSR2)
     deadline = time.monotonic() + 90
-    while "trained for 20 steps" not in (text := Path(log).read_text()):
+    while "trained for 300 steps" not in (text := Path(log).read_text()):
         assert time.monotonic() < deadline, text
         time.sleep(0.2)
     assert text.index("Caught signal SIGUSR2") < text.index("stopped and saved after step") < text.index("resuming")

@@ -109,6 +109,14 @@ def test_tokenizers_of_others_are_not_replaced(tiny: Tiny, other: Path, tmp_path
     assert "tokenizers is there already, and is not known to be of an earlier call" in capsys.readouterr().err
 
 
+def test_a_tokenizer_that_the_data_want_is_not_done_without(tiny: Tiny, tmp_path: Path, capsys) -> None:
+    shutil.copytree(tiny.root / "tokenizers" / "image", tmp_path / "tokenizers" / "image")
+    command = ["data", "encode", "--config-dir", str(tiny.conf), "data=tiny", f"tokenizers={tmp_path / 'tokenizers'}"]
+    assert main([*command, f"out={tmp_path / 'out'}"]) == 2
+    assert "there is no tokenizer for audio" in capsys.readouterr().err or not (tmp_path / "out").exists()
+    assert main([*command, f"out={tmp_path / 'out'}", "targets=[image]"]) == 0
+
+
 @pytest.fixture(scope="module")
 def other(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokenizers of which that of images is a little different."""

@@ -51,13 +51,22 @@ def test_every_trained_direction_with_new_media_is_judged(done: Path) -> None:
     }
 
 
-def test_a_run_is_judged_on_its_own_data(run_dir: Path, tmp_path: Path) -> None:
+def test_a_run_is_judged_on_its_own_data(tiny: Tiny, run_dir: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """Which its config.yaml names; and on the first of the splits that these have."""
-    checkpoint = next((run_dir / "checkpoints").glob("step-*"))
-    for number, folder in enumerate((run_dir, checkpoint)):
+    monkeypatch.chdir(run_dir / "checkpoints")
+    for number, folder in enumerate((run_dir, run_dir / "checkpoints", "step-00000006")):
         out = tmp_path / str(number)
         assert main(["eval", str(folder), "limit=1", "baselines=false", "judges=false", f"out={out}"]) == 0
         assert set(rows(out)) == TRAINED and report(out)["settings"]["split"] == "instance"
+        assert f"on the data that it was trained with: {tiny.root}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_a_manifest_is_judged(tiny: Tiny, checkpoint: Path, tmp_path: Path) -> None:
+    """As it can be used."""
+    assert not (checkpoint / "manifest.json").exists()
+    arguments = ("limit=1", "baselines=false", "directions=[image>text:en]", f"out={tmp_path}")
+    assert main(tiny.evaluate(checkpoint, *arguments)) == 0
+    assert "weights" not in report(tmp_path)["settings"]
 
 
 def test_one_key_of_its_own_data_can_be_another(
@@ -73,7 +82,11 @@ def test_one_key_of_its_own_data_can_be_another(
 @pytest.mark.parametrize("text", ["data: {root: '${oc.env:HOME}'}", "data: [", "- data", "data: none"])
 def test_a_config_beside_a_checkpoint_looks_nothing_up(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    assert with_own_data(str(tmp_path), ["limit=1"]) == ["limit=1"]
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    said = list[str]()
+    assert with_own_data(str(tmp_path), ["limit=1"], said.append) == ["limit=1"]
+    assert "the data are the starter's" in said[0]
 
 
 def test_values_come_with_their_number_and_interval(done: Path) -> None:

@@ -28,3 +28,11 @@ def test_a_device_without_float8_is_refused() -> None:
     pytest.importorskip("torchao.float8")
     with pytest.raises(ValueError, match=r"train\.float8=true needs a GPU that multiplies in float8"):
         to_float8(toy_model())
+
+
+def test_the_device_is_that_where_the_model_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is moved there part by part when it is divided among processes."""
+    pytest.importorskip("torchao.float8")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    to_float8(model := toy_model(), device=torch.device("cuda"))
+    assert type(model.blocks[0].mlp.down).__name__ == "Float8Linear"

@@ -134,6 +134,8 @@ def test_one_bad_input_of_many_leaves_the_others(ax: Pipeline, disc: Path, tmp_p
     assert isinstance(error, ValueError) and drawn.size == (16, 16)
     with pytest.raises(ValueError, match=r"broken\.png"):
         ax.many([disc, broken], to="text:en")
+    with pytest.raises(ValueError, match="batch_size=0 is not possible"):
+        list(ax.stream([disc], to="text:en", batch_size=0))
 
 
 def test_a_text_beside_its_modality_is_no_file(ax: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

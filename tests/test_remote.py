@@ -13,7 +13,7 @@ import pytest
 
 from anyxform import shard_files, shards, storage
 from anyxform.data import condition_names
-from anyxform.dataset import Dataset, extensions_of, open_datasets, shards_of
+from anyxform.dataset import Dataset, check_cache, extensions_of, open_datasets, shards_of
 from anyxform.rows import Rows
 from anyxform.shard_index import name_beside, open_index, write_beside
 from anyxform.shards import index
@@ -327,7 +327,9 @@ def test_a_cache_that_cannot_hold_what_is_read_at_once(server, monkeypatch):
 
     def opened(*names, room):
         monkeypatch.setenv("ANYXFORM_CACHE_GB", str(room / 1e9))
-        return open_datasets({name: configs[name] for name in names}, toys(), root=server.url)
+        datasets = open_datasets({name: configs[name] for name in names}, toys(), root=server.url)
+        check_cache(datasets)
+        return datasets
 
     room = sum(sorted(sizes[:4])[-3:] + sizes[4:])
     assert len(opened("a", "b", room=room + 1)) == 2

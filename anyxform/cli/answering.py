@@ -10,12 +10,10 @@ from anyxform.candidates import Rank
 from anyxform.cli.arguments import there
 from anyxform.field import Direction, Field
 from anyxform.long import Job, Made, pooled
-from anyxform.pipeline import Pipeline
+from anyxform.pipeline import AHEAD, Pipeline
 from anyxform.sampling import sampling_of
 from anyxform.subtitles import check
 
-POOL = 4
-"""Batches that are answered together, so that a row whose answer is done goes to the next input."""
 _T = TypeVar("_T")
 
 
@@ -103,7 +101,7 @@ def answers(pipeline: Pipeline, asked: Iterable[Asked | Failure], choice: Choice
             yield from _best(pipeline, chunk, choice)
         return
     options = {**choice.options, "batch_size": choice.batch_size, "words": choice.words}
-    for pool in pooled((_job(pipeline, it, choice) for it in asked), POOL * choice.batch_size):
+    for pool in pooled((_job(pipeline, it, choice) for it in asked), AHEAD * choice.batch_size):
         made = iter(pipeline.perform([job for job in pool if isinstance(job, Job)], **options))
         for job in pool:
             yield next(made) if isinstance(job, Job) else job
@@ -127,12 +125,6 @@ def _check_spelling(pipeline: Pipeline, direction: Direction, choice: Choice) ->
     pipeline.check_spelling(sampling_of(choice.options), direction.sources[0].modality, direction.target.modality)
 
 
-def _silent(pipeline: Pipeline, asked: Asked) -> bool:
-    """Whether its only source says nothing, as a recording in which nobody speaks."""
-    (field, *_), (value, *others) = asked.direction.sources, asked.values
-    return not others and not pipeline.modalities[field.modality].split(value)
-
-
 def _best(pipeline: Pipeline, asked: Sequence[Asked | Failure], choice: Choice) -> list[Made | Failure]:
     """The best candidate of each; candidates are of whole inputs, not of pieces."""
     results: list[Made | Failure | None] = [it if isinstance(it, Failure) else None for it in asked]
@@ -142,7 +134,7 @@ def _best(pipeline: Pipeline, asked: Sequence[Asked | Failure], choice: Choice) 
             continue
         try:
             _check_spelling(pipeline, it.direction, choice)
-            if _silent(pipeline, it):  # nothing is asked, and of nothing not every modality can make something
+            if pipeline.silent(it.direction, it.values):  # of which not every modality can make something
                 results[place] = Made(pipeline.modalities[it.direction.target.modality].join([], []), [])
             else:
                 request = pipeline.request(it.direction, pipeline.whole(it.direction, it.values))

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from anyxform.checkpoint import load_modality
+from anyxform.cli.conf import shipped
 from anyxform.data import condition_names
 from anyxform.dataset import Dataset, open_datasets, shards_of
 from anyxform.directions import Directions
@@ -59,13 +62,16 @@ def typed(config: Any, defaults: Any, name: str = "") -> Any:
     return type(defaults)(config)
 
 
-def check_keys(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """ValueError: a key that nothing reads, such as a misspelt one in a file, of which hydra says nothing."""
-    inside = {f"{part}.": (config[part], defaults[part]) for part in ("train", "data", "optim", "distributed")}
-    for where, (own, known) in {"": (config, defaults), **inside}.items():
-        for key in own:
-            if key not in known:
-                raise ValueError(f"no config key is called {f'{where}{key}'!r}: {did_you_mean(str(key), list(known))}")
+def check_keys(config: Mapping[str, Any]) -> None:
+    """ValueError: a misspelt key, of which hydra says nothing if it is in a file; others may be a user's own."""
+    files = {"": "train", "data": "data/starter", "optim": "optim/adamw", "distributed": "distributed/single"}
+    known = {part: list(shipped(file)) for part, file in files.items()}
+    known |= {"": [*known[""], "data", "optim", "distributed", "modality"], "train": list(shipped("train")["train"])}
+    for part, names in known.items():
+        for key in config[part] if part else config:
+            if key not in names and get_close_matches(str(key), names, n=1):
+                name = f"{part}.{key}".lstrip(".")
+                raise ValueError(f"no config key is called {name!r}: {did_you_mean(str(key), names)}")
 
 
 class NoTokenizer(ValueError):
@@ -130,6 +136,15 @@ def build_modality(config: Mapping[str, Any], tokenizers: str = NONE, origin: Or
 
 def _below(tokenizers: str, name: str) -> str:
     return f"{tokenizers.rstrip('/')}/{name}" if is_remote(tokenizers) else str(Path(tokenizers) / name)
+
+
+def held(datasets: Mapping[str, Dataset]) -> set[str]:
+    """The modalities of which samples have fields; of a dataset that cannot be read none is known."""
+    found = set[str]()
+    for dataset in datasets.values():
+        with suppress(ValueError):
+            found |= {field.modality for fields in dataset.kinds() for field in fields}
+    return found
 
 
 def build_modalities(

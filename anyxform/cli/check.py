@@ -12,7 +12,7 @@ from anyxform.check import KINDS, Checked, check, digests
 from anyxform.checkpoint import write_json
 from anyxform.cli.arguments import printable
 from anyxform.cli.bar import progress_bar
-from anyxform.cli.build import build_modalities, check_data, listed, modality_classes, prepared, typed
+from anyxform.cli.build import build_modalities, check_data, held, listed, modality_classes, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.dataset import open_datasets
 from anyxform.directions import Directions
@@ -29,8 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     data = config["data"]
     classes = modality_classes(config["modality"])
     datasets = open_datasets(data["datasets"], classes, root=data["root"], split=config["split"])
-    used = {field.modality for dataset in datasets.values() for fields in dataset.kinds() for field in fields}
-    modalities = build_modalities(config["modality"], config["tokenizers"], used=used)
+    modalities = build_modalities(config["modality"], config["tokenizers"], used=held(datasets))
     datasets = open_datasets(data["datasets"], modalities, root=data["root"], split=config["split"])
     directions = Directions(data["directions"], data.get("hold_out") or ())
     required = [Field.parse(name) for name in listed(config["required"])]

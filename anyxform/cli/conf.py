@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any, ClassVar
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
@@ -52,6 +53,11 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise ValueError(_explain(error, name, overrides, own)) from error
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
+
+
+def shipped(name: str) -> dict[str, Any]:
+    """A config of the package as it is written."""
+    return dict(yaml.safe_load((conf_folder() / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
 def offer(group: str, name: str, tree: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyxform.cli.arguments import printable
 from anyxform.cli.bar import progress_bar
-from anyxform.cli.build import build_modalities, check_data, listed, prepared, typed
+from anyxform.cli.build import build_modalities, check_data, held, listed, modality_classes, prepared, typed
 from anyxform.cli.conf import compose
 from anyxform.cli.own import clear
 from anyxform.cli.processes import in_processes
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     config = typed(compose("encode", prepared(arguments)), compose("encode", []))
     check_data(config["data"], ("root", "datasets"))
     targets = listed(config["targets"])
-    modalities = _chosen(build_modalities(config["modality"], config["tokenizers"], used=targets), targets)
+    used = targets or _held(config)
+    modalities = _chosen(build_modalities(config["modality"], config["tokenizers"], used=used), targets)
     out = Path(str(config["out"]))
     skipped: list[str] = []
     jobs = list(_jobs(config, modalities, out, skipped))
@@ -59,6 +61,17 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{out}: {total:,} samples in {len(jobs)} shards, with codes of {', '.join(modalities)}")
     print(f"to train on them: data.root={out}")
     return int(bool(skipped))
+
+
+def _held(config: Mapping[str, Any]) -> set[str]:
+    """The modalities of which these data have fields."""
+    from anyxform.dataset import open_datasets
+
+    classes, data, found = modality_classes(config["modality"]), config["data"], set[str]()
+    for split in listed(config["splits"]):
+        with suppress(ValueError):  # what cannot be read is said where it is copied
+            found |= held(open_datasets(data["datasets"], classes, root=data["root"], split=split))
+    return found or set(classes)
 
 
 def _copy_tokenizers(source: Path, place: Path) -> None:

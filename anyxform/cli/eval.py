@@ -12,14 +12,14 @@ from rich.table import Table
 
 from anyxform.assess import assess, training_set
 from anyxform.candidates import check_rank
-from anyxform.checkpoint import digest_of_weights, write_json
+from anyxform.checkpoint import digest_of_weights, find, write_json
 from anyxform.cli.build import check_data, having_split, listed, prepared, typed
 from anyxform.cli.conf import compose, offer
 from anyxform.dataset import Dataset, check_datasets, open_datasets, shards_of
 from anyxform.evaluate import MODEL, Report, Row
 from anyxform.field import Direction, did_you_mean, matches
 from anyxform.heatmap import draw_heatmap
-from anyxform.pipeline import STARTER, Pipeline, load
+from anyxform.pipeline import STARTER, Pipeline, load, located
 from anyxform.sampling import sampling_of
 from anyxform.selection import Selection, choose_items, texts_of
 from anyxform.statistics import Interval
@@ -39,19 +39,16 @@ Config = dict[str, Any]
 def main(arguments: list[str]) -> int:
     """Run the command; writes report.json and heatmap.png, prints a table, and returns the exit code."""
     named, overrides = _split(arguments)
-    overrides = with_own_data(named, suited(named, overrides))
+    say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
+    overrides = with_own_data(named, suited(named, overrides), say)
     config = typed(compose("eval", prepared(overrides)), compose("eval", []))
     check_data(config["data"], ("root", "datasets", "directions"))
     check_datasets(config["data"]["datasets"])
     config["checkpoint"] = named or config["checkpoint"]
-    say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
     parts = _there(_parts(config), say)
-    for part in parts.values():  # complain before anything is read
-        sampling_of(part["sampling"])
-        check_rank(part["rank"])
-        if part["candidates"] < 1 or part["limit"] < 1:
-            raise ValueError(f"candidates={part['candidates']}, limit={part['limit']}: give 1 or more")
     pipeline = load(config["checkpoint"], device=config["device"], dtype=config["dtype"], compile=config["compile"])
+    assert pipeline.path is not None
+    weights = digest_of_weights(pipeline.path)
     for part in parts.values():
         if part["via"] is not None:
             pipeline.field(part["via"])
@@ -65,8 +62,8 @@ def main(arguments: list[str]) -> int:
     for name, selection in chosen.items():
         if not selection.items:
             raise ValueError((f"{name}: " if name else "") + _nothing(pipeline, parts[name], selection))
+        sampling = sampling_of(parts[name]["sampling"])
         for direction in {item.direction for item in selection.items}:
-            sampling = sampling_of(parts[name]["sampling"])
             pipeline.check_spelling(sampling, direction.sources[0].modality, direction.target.modality)
     known = None
     if config["baselines"]:
@@ -74,8 +71,6 @@ def main(arguments: list[str]) -> int:
         items = [item for it in chosen.values() for item in it.items]
         known = training_set(pipeline, _open(pipeline, config, config["baselines_split"]), items)
     out = Path(str(config["out"] or _beside(pipeline)))
-    assert pipeline.path is not None
-    weights = digest_of_weights(pipeline.path)
     for name, part in parts.items():
         done = assess(
             pipeline,
@@ -103,27 +98,32 @@ def suited(named: str | None, overrides: Sequence[str]) -> list[str]:
     return ["suite=starter", *overrides]
 
 
-def with_own_data(named: str | None, overrides: Sequence[str]) -> list[str]:
+def with_own_data(named: str | None, overrides: Sequence[str], say: Say) -> list[str]:
     """The overrides, and the data that the checkpoint's config.yaml names, unless they say themselves which."""
     given = _given(overrides)
-    folder = Path(_checkpoint(named, given))
-    if str(folder) == STARTER or "data" in given:
+    checkpoint = _checkpoint(named, given)
+    if checkpoint == STARTER or "data" in given:
         return [*overrides]
-    file = next((it / CONFIG for it in _of_run(folder) if (it / CONFIG).is_file()), None)
-    text = file.read_text(encoding="utf-8") if file else ""
-    try:
-        trained = yaml.safe_load(text) if "${" not in text else None  # what a stranger wrote looks nothing up here
-    except yaml.YAMLError:
-        trained = None
-    if not isinstance(trained, Mapping) or not isinstance(trained.get("data"), Mapping):
+    data = _trained_on(checkpoint)
+    if data is None:
+        say(f"{checkpoint} has no {CONFIG} that says on what it was trained: the data are the starter's (see data=)")
         return [*overrides]
-    offer("data", OWN_DATA, trained["data"])
+    say(f"on the data that it was trained with: {data.get('root')}")
+    offer("data", OWN_DATA, data)
     return [f"data={OWN_DATA}", *overrides]
 
 
-def _of_run(folder: Path) -> list[Path]:
-    """Where the config of a checkpoint can be: beside its weights, or in the run of which it is."""
-    return [folder, folder.parent.parent] if folder.parent.name == "checkpoints" else [folder]
+def _trained_on(checkpoint: str) -> Mapping[str, Any] | None:
+    """The data in the config beside a checkpoint, or in its run; None: there is none that can be used."""
+    try:
+        folder = find(located(checkpoint)).resolve()
+        run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
+        text = (run / CONFIG).read_text(encoding="utf-8")
+        trained = None if "${" in text else yaml.safe_load(text)  # what a stranger wrote looks nothing up here
+    except (ValueError, OSError, yaml.YAMLError):
+        return None
+    data = trained.get("data") if isinstance(trained, Mapping) else None
+    return data if isinstance(data, Mapping) else None
 
 
 def _given(overrides: Sequence[str]) -> dict[str, str]:
@@ -131,7 +131,7 @@ def _given(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _checkpoint(named: str | None, given: Mapping[str, str]) -> str:
-    return named or given.get("checkpoint", STARTER)
+    return named or given.get("checkpoint", STARTER).strip("'\"")
 
 
 def _parts(config: Config) -> dict[str, Config]:
@@ -148,6 +148,10 @@ def _part(config: Config, name: str, own: Config) -> Config:
         if key not in OWN:
             raise ValueError(f"suite.{name}.{key} is unknown: {did_you_mean(str(key), OWN)}")
     part = {**config, **typed(own, {key: config[key] for key in own}, f"suite.{name}")}
+    sampling_of(part["sampling"])  # these complain before anything is read
+    check_rank(part["rank"])
+    if part["candidates"] < 1 or part["limit"] < 1:
+        raise ValueError(f"candidates={part['candidates']}, limit={part['limit']}: give 1 or more")
     split = part["split"]
     return part | {"sampling": part["sampling"] or {}, "split": _first_split(part) if split is None else str(split)}
 
@@ -172,10 +176,11 @@ def _shards(config: Config) -> list[str]:
     return [it for own in _wanted(config).values() for it in shards_of(own, data["root"], split)]
 
 
-def _write(report: Report, out: Path, config: Config, weights: str, say: Say) -> None:
+def _write(report: Report, out: Path, config: Config, weights: str | None, say: Say) -> None:
     """A part's report.json, which says of which `weights` it is, and heatmap.png, and its tables on the screen."""
     out.mkdir(parents=True, exist_ok=True)
-    settings = {key: config[key] for key in SETTINGS if config.get(key) is not None} | {"weights": weights}
+    settings = {key: config[key] for key in SETTINGS if config.get(key) is not None}
+    settings |= {"data": config["data"]["root"]} | ({"weights": weights} if weights else {})
     write_json(out / "report.json", {"settings": settings, **report.to_dict()})
     title = f"split {config['split']}"
     tell(report.summary, f"{config['part']}, {title}" if "part" in config else "by modality")

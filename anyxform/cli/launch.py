@@ -113,7 +113,7 @@ class _Node:
     """What SLURM runs on each machine; where its time is over it is queued again, and goes on."""
 
     def __init__(self, options: dict[str, Any], overrides: list[str]) -> None:
-        self.options, self.overrides = options, overrides
+        self.options, self.overrides, self.asked = options, overrides, False
 
     def __call__(self) -> None:
         import submitit
@@ -121,8 +121,8 @@ class _Node:
         place = submitit.JobEnvironment()
         endpoint = f"{place.hostnames[0]}:{self.options['port']}" if self.options["nodes"] > 1 else "localhost:0"
         code = launch(self.options, self.overrides, endpoint, str(place.job_id))
-        # to stop is no failure: for one, SLURM may end the other machines before the first is queued again
-        if code not in (0, STOPPED):
+        # to stop is no failure of the other machines: SLURM may end them before the first is queued again
+        if code != 0 and not (code == STOPPED and (place.global_rank or self.asked)):
             raise RuntimeError(f"the training ended with the exit code {code}: see above")
 
     def checkpoint(self) -> Any:
@@ -134,13 +134,17 @@ class _Node:
         """
         import submitit
 
+        self.asked = True
         _end_children(0.8 * float(self.options["slurm"].get("signal_delay_s") or SIGNAL_DELAY))
-        return submitit.helpers.DelayedSubmission(self)
+        return submitit.helpers.DelayedSubmission(_Node(self.options, self.overrides))
 
 
 def _end_children(seconds: float) -> None:
     """Send SIGTERM to this process's children, and wait until they have ended, at most so long."""
-    running = {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+    running = set[int]()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has ended
+            running |= {int(pid) for pid in path.read_text().split()}
     for pid in running:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)

@@ -44,27 +44,25 @@ def main(arguments: list[str]) -> int:
 
 
 def _budget(options: Any) -> int:
-    import torch
-
     from anyxform.budget import Setting, plan
     from anyxform.cli.build import check_data, check_keys, prepared, typed
     from anyxform.cli.conf import compose
-    from anyxform.hardware import HERE, device
+    from anyxform.hardware import HERE, device, multiplies_bf16
     from anyxform.model import PRESETS
+    from anyxform.pipeline import pick_device
 
     for name, value in (("--gpus", options.gpus), ("--mfu", options.mfu), ("--tokens", options.tokens or 1)):
         if not value > 0:
             raise ValueError(f"{name} {value:g} is not possible: give more than 0")
     words = prepared([*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])])
-    defaults = compose("train", [])
-    config = typed(compose("train", words), defaults)
+    config = typed(compose("train", words), compose("train", []))
     check_data(config["data"])
-    check_keys(config, defaults)
+    check_keys(config)
     if options.sizes and config["model"].get("init_from"):
         raise ValueError("--sizes and model.init_from= do not go together: the weights have one size")
     train = config["train"]
     if train["bf16"] is None:
-        train["bf16"] = options.gpu != HERE or torch.cuda.is_available()
+        train["bf16"] = options.gpu != HERE or multiplies_bf16(pick_device(train["device"]))
     if options.gpus > train["rows_per_step"]:
         raise ValueError(
             f"--gpus {options.gpus} is not possible with train.rows_per_step={train['rows_per_step']}: "

@@ -18,6 +18,7 @@ import yaml
 
 from anyxform import __version__, resume
 from anyxform import train as training
+from anyxform.checkpoint import read_config
 from anyxform.cli.build import (
     Data,
     build_modalities,
@@ -36,6 +37,7 @@ from anyxform.data import Counts
 from anyxform.distributed import ALONE, Lost, Parallel, World, joined, whole_model
 from anyxform.field import did_you_mean
 from anyxform.float8 import to_float8
+from anyxform.hardware import multiplies_bf16
 from anyxform.init_from import begin, told
 from anyxform.modality import registry
 from anyxform.model import Transformer, compile_blocks
@@ -53,10 +55,9 @@ from anyxform.train import Metrics, TrainState, averaged, validation_loss
 
 def main(overrides: list[str]) -> int:
     """Run the command with hydra overrides; returns the exit code, 130 or 143 after Ctrl-C or SIGTERM."""
-    defaults = compose("train", [])
-    config = typed(compose("train", prepared(overrides)), defaults)
+    config = typed(compose("train", prepared(overrides)), compose("train", []))
     check_data(config["data"])
-    check_keys(config, defaults)
+    check_keys(config)
     debug = config["train"]["debug"]
     if debug not in (None, "overfit"):
         raise ValueError(f"train.debug={debug} is unknown: use overfit, or null for none")
@@ -118,20 +119,25 @@ class Run:
         self.command = shlex.join(["anyxform", "train", *kept, f"run_dir={self.dir}"])
         self.device = pick_device(self.options["device"])  # in a world of many, torch's current one
         if self.options["bf16"] is None:
-            self.options["bf16"] = self.device.type == "cuda"
+            self.options["bf16"] = multiplies_bf16(self.device)
         classes = modality_classes(config["modality"])
         self.data = Data.open(config["data"], classes)
         self.origin = origin_of(config["model"], self.start)
         self.began_with = began_with(self.origin, self.start)
         config["model"] = sized(config["model"], self.origin, overrides)
-        used = self.data.used(list(classes)) or classes
-        self.modalities = build_modalities(config["modality"], config["tokenizers"], self.origin, used)
+        used = self.data.used(list(classes)) or set(classes)
+        chosen, known = config["modality"], set(classes)
+        if self.start is not None:
+            known = set(read_config(self.start)["modalities"])
+        if used <= known:  # else what is new is said below; what was left out stays so, though it has a tokenizer now
+            chosen = {name: it for name, it in chosen.items() if name in known}
+        self.modalities = build_modalities(chosen, config["tokenizers"], self.origin, used)
         self.left_out = [name for name in classes if name not in self.modalities]
         if self.left_out:
             self.data = Data.open(config["data"], self.modalities)
         for name in self.options["loss_weights"] or {}:
-            if name not in (known := [*self.modalities, *registry()]):
-                raise ValueError(f"train.loss_weights names {name!r}: {did_you_mean(name, known)}")
+            if name not in (names := [*self.modalities, *registry()]):
+                raise ValueError(f"train.loss_weights names {name!r}: {did_you_mean(name, names)}")
         self.taken = ""
         self.state = self._fresh_state()
         self.directions = [str(it) for it in self.data.trained_directions(list(self.modalities))]
@@ -147,7 +153,7 @@ class Run:
         for block in model.blocks:
             block.recomputes = self.options["checkpoint_activations"]
         if self.options["float8"]:
-            to_float8(model)
+            to_float8(model, device=self.device)
         if self.options["compile"]:
             compile_blocks(model, whole=self.device.type == "cuda")
         strategy = self.config["distributed"]["strategy"]
@@ -257,7 +263,7 @@ class Run:
             if absent := self.data.absent:
                 shown.say(f"without {', '.join(absent)}: no shards to train on in {self.config['data']['root']}")
             if self.left_out:
-                shown.say(f"without {', '.join(self.left_out)}: not in these data, and there is no tokenizer")
+                shown.say(f"without {', '.join(self.left_out)}: in no trained direction, and there was no tokenizer")
             if idle := self.data.idle_patterns(list(self.modalities)):
                 shown.say(
                     f"no training sample fits {', '.join(idle)} of data.directions, data.hold_out or data.aligned"
