@@ -39,22 +39,23 @@ COUNTED, TIMED = 10, 10
 
 @dataclass(frozen=True)
 class Part:
-    """What is decoded: a share of the limit of items, by split, dataset and direction; `metric` judges the answers."""
+    """What is decoded: a share of the limit of items, by split, dataset and directions; `metric` judges the answers."""
 
     name: str
     split: str
     dataset: str
-    direction: str
+    directions: Sequence[str]
     metric: str
     share: float
 
 
+SPOKEN = [f"audio:{it}*>text:{it}" for it in ("en", "es", "fr", "it", "ru")]
 PARTS = (
-    Part("captions", "instance", "emoji", "image:openmoji>text:en", "chrf", 1.0),
-    Part("transcripts", "instance", "prompts", "audio:en*>text:en", "cer", 0.5),
-    Part("translations", "test", "names", "text:fr>text:en", "chrf", 0.5),
-    Part("drawings", "train", "emoji", "text:en>image:noto", "ssim", 0.1),
-    Part("speech", "instance", "prompts", "text:en>audio:en-phone", "lsd", 0.1),
+    Part("captions", "instance", "emoji", ["image:openmoji>text:en"], "chrf", 1.0),
+    Part("transcripts", "instance", "prompts", SPOKEN, "cer", 0.5),
+    Part("translations", "test", "names", ["text:fr>text:en"], "chrf", 0.5),
+    Part("drawings", "train", "emoji", ["text:en>image:noto"], "ssim", 0.1),
+    Part("speech", "instance", "prompts", ["text:en>audio:en-phone"], "lsd", 0.1),
 )
 
 
@@ -89,7 +90,7 @@ class Decoder:
         self.requests = [ax.request(item.direction, item.sources) for item in self.items]
         self.masked = ax.modalities[self.requests[0].target.modality].decoding == "masked"
         learnt = [it.split(">")[0].partition(":")[0] for it in ax.facts.get("facts", {}).get("aligned", ())]
-        self.spells = part.direction.partition(":")[0] in learnt
+        self.spells = part.directions[0].partition(":")[0] in learnt
         self.plain = self.answers(Sampling())
         self.sureness = [it.logprob / (len(it.codes) + 1) for it in self.plain]
 
@@ -139,7 +140,7 @@ class Decoder:
 def _chosen(ax: Pipeline, part: Part, limit: int) -> list[Item]:
     dataset = {part.dataset: starter.datasets(dict(ax.modalities), part.split)[part.dataset]}
     return choose_items(
-        dataset, ax.modalities, patterns=[part.direction], limit=limit, new_only=part.split == "instance"
+        dataset, ax.modalities, patterns=part.directions, limit=limit, new_only=part.split == "instance"
     ).items[:limit]
 
 
