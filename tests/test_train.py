@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from anyxform.checkpoint import model_tensors
 from anyxform.loss import MOST_LOGITS, Z_LOSS, _losses, alike, batch_loss, head_losses
 from anyxform.sequence import Example, Source, Target, marker, pack
 from anyxform.train import averaged, rotating_exit, skipped_blocks, train, train_step, validation_loss
@@ -300,7 +301,7 @@ def test_validation_uses_the_average_and_gives_the_weights_back():
     weights = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     average = {name: tensor.clone() for name, tensor in state.ema.weights.items()}
     with averaged(state) as model:
-        for name, tensor in model.state_dict().items():
+        for name, tensor in model_tensors(model).items():
             assert torch.equal(tensor, average[name])
         inside = validation_loss(model, [toy_row(0)])[0]
     assert inside != validation_loss(state.model, [toy_row(0)])[0]
