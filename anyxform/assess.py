@@ -55,7 +55,7 @@ def assess(
         onward = pipeline.onward(directions, sources, [between] * len(items), seeds=seeds, batch_size=batch_size)
         answers[f"{VIA}{between}"] = by_way = _each(pipeline, *onward, **options)
         if lost := sum(it is None for it in by_way):
-            say(f"via {between} {lost} items have no answer, as nothing was said on the way: their directions neither")
+            say(f"via {between} {lost} items have no answer, so their directions have none: nothing to go on from")
     if candidates > 1:
         say(f"{candidates} candidates of each")
         ranked = pipeline.ranked(directions, sources, n=candidates, rank=rank, **options)

@@ -41,7 +41,7 @@ class DenseAttention:
 
 
 LARGE_MASK = 256
-"""Tokens of a segment beyond which few masks are kept: they are up to megabytes each."""
+"""Tokens of a segment beyond which few masks are kept: they are up to megabytes each, smaller ones many."""
 BLOCK = 128
 """Tokens of a block of FlexAttention."""
 _Shape = tuple[int, int, bool]
@@ -124,21 +124,24 @@ def _made_mask(prefix: int, target: int, causal: bool) -> Tensor:
     return may_attend(Segments([0], [prefix], [target], [causal]), prefix + target)
 
 
-_small_mask, _large_mask = lru_cache(maxsize=2048)(_made_mask), lru_cache(maxsize=16)(_made_mask)
-
-
-@lru_cache(maxsize=64)  # they are of large segments, megabytes each
 def _added(shape: _Shape, times: int, dtype: torch.dtype) -> Tensor:
-    """The mask of one segment so many times, one below the other, as what is added to scores."""
+    """The mask of one segment so many times, one below the other, as what is added to scores. Kept as those are."""
+    return (_large_added if shape[0] + shape[1] > LARGE_MASK else _small_added)(shape, times, dtype)
+
+
+def _made_added(shape: _Shape, times: int, dtype: torch.dtype) -> Tensor:
     mask = _made_mask(*shape)
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -math.inf).repeat(times, 1)
 
 
+_small_mask, _large_mask = lru_cache(maxsize=2048)(_made_mask), lru_cache(maxsize=32)(_made_mask)
+_small_added, _large_added = lru_cache(maxsize=256)(_made_added), lru_cache(maxsize=32)(_made_added)
+
+
 def forget_masks() -> None:
     """Make masks anew from here on."""
-    _small_mask.cache_clear()
-    _large_mask.cache_clear()
-    _added.cache_clear()
+    for kept in (_small_mask, _large_mask, _small_added, _large_added):
+        kept.cache_clear()
 
 
 class FlexAttention:

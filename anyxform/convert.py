@@ -31,6 +31,7 @@ from anyxform.shard_samples import Sample
 from anyxform.storage import expand, is_remote, without_secrets
 
 MOST_CLOSED = 3
+"""Shards that cannot be opened, one after another, before none of them is expected to be."""
 POOL = 16
 """Batches that are sorted by length together."""
 

@@ -29,6 +29,7 @@ from urllib.parse import unquote, urlsplit
 from braceexpand import braceexpand
 
 UNKNOWN = 60.0
+"""Seconds after which a host that nobody knows is given up."""
 GAIN = 2**20
 """Bytes with which a try, though it failed, was worth it."""
 SMALL = 2**28

@@ -5,7 +5,7 @@
 
 For each seed:
 - `shared`: one model trained on all four tasks for SECONDS, with `--rows` times as many rows in a step as the others:
-  with 4, as many samples of each task as theirs. `--shared` trains it alone, `--tasks` on some of them.
+  with 4, as many tokens for four tasks as theirs. `--shared` trains it alone, `--tasks` on some of them.
 - `same samples`: the same model trained on one task alone, on as many of its samples as `shared` saw of it.
 - `same compute`: the same model trained on one task alone for SECONDS.
 - `peer`: what a library has for the task (`benchmarks.peers`), trained on the same samples alone for SECONDS.
@@ -14,8 +14,9 @@ For each seed:
 each thing, French transcripts from a tenth of the recordings, beside English ones from all, which none learns alone.
 `peer` is left out.
 
-All learn by a cosine over their budget. They are judged on the same held-out samples: drawings in styles that were not
-trained on, and sentences, names, and pairs of name and style that were not. Overrides are those of `anyxform train`.
+Drawings are judged with the extra `eval`. All learn by a cosine over their budget. They are judged on the same held-out
+samples: drawings in styles that were not trained on, and sentences, names, and pairs of name and style that were not.
+Overrides are those of `anyxform train`.
 """
 
 import argparse
@@ -44,6 +45,7 @@ from anyxform.selection import choose_items
 from anyxform.sequence import Batch
 from anyxform.train import averaged, train
 from benchmarks.peers import PEERS, Peer
+from modalities.image.judge import installed
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,12 @@ class Budget:
 
     def __init__(self, *, seconds: float = math.inf, samples: float = math.inf) -> None:
         self.seconds, self.samples = seconds, samples
-        self.began, self.seen = time.perf_counter(), Counter[str]()
+        self.seen = Counter[str]()
+        self.begin()
+
+    def begin(self) -> None:
+        """Count seconds from here on: to open the data is no training."""
+        self.began = time.perf_counter()
 
     def passed(self) -> float:
         return min(
@@ -157,6 +164,7 @@ def train_ours(tasks: Tasks, overrides: Sequence[str], seed: int, budget: Budget
     run = opened(tasks, overrides, seed)
     options, optim = run.config["train"], run.config["optim"]
     options["rows_per_step"] *= rows_more
+    budget.begin()
 
     def rows() -> Iterator[tuple[Batch, Any]]:
         for batch, position in training_rows(run).from_position():
@@ -182,6 +190,7 @@ def train_peer(name: str, task: Task, overrides: Sequence[str], seed: int, budge
     optimizer = torch.optim.AdamW(peer.parameters(), lr=PEER_LR, betas=(0.9, 0.95), weight_decay=0.1)
     found = (example for example in (examples(index, Counts()) for index in count()) if example is not None)
     step = 0
+    budget.begin()
     while budget.passed() < 1:
         batch = [next(found) for _ in range(BATCH)]
         for group in optimizer.param_groups:
@@ -287,6 +296,8 @@ def main() -> None:
     if unknown := set(chosen) - tasks.keys():
         parser.error(f"--tasks: there is no {', '.join(sorted(unknown))} among {', '.join(tasks)}")
     tasks = {name: tasks[name] for name in chosen}
+    if any(task.metric == "retrieval" for task in tasks.values()) and not installed():
+        parser.error("drawings need a judge: pip install 'anyxform[eval]', or leave them out by --tasks")
     found = [one_seed(tasks, options, overrides, seed) for seed in range(seeds)]
     print(json.dumps(vars(options) | {"seeds": found}))
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from anyxform import attention
 from anyxform.attention import BLOCK, DenseAttention, FlexAttention, SegmentAttention, seen_blocks, seen_spans
 from anyxform.sequence import Segments, may_attend
 from tests.toy_training import toy_model, toy_row
@@ -64,6 +65,21 @@ def test_segments_in_bf16_are_the_definition_rounded(monkeypatch, kv_heads, larg
     pairs = [outputs, *([x.grad[:24], y.grad[:24]] for x, y in zip(inputs, exact))]
     for found, expected in pairs:
         torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_large_segments_few_masks_are_kept(dtype):
+    """Of small ones many: as a row's segments of ever other lengths go through block after block."""
+    heads, kinds = 2, (attention._small_mask, attention._large_mask) if dtype == torch.float32 else (
+        attention._small_added, attention._large_added)  # fmt: skip
+    attention.forget_masks()
+    for length in (*range(200, 240), *range(400, 440)):
+        segments = Segments([0], [length // 2], [length - length // 2], [True])
+        q, k, v = torch.zeros(3, length, heads, 8, dtype=dtype)
+        SegmentAttention(segments, length)(q, k, v)
+    small, large = (kind.cache_info().currsize for kind in kinds)
+    assert small == 40 and large == kinds[1].cache_info().maxsize < 40
+    attention.forget_masks()
 
 
 @pytest.mark.parametrize("prefix", [0, 4])

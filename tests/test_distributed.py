@@ -84,12 +84,16 @@ def test_weights_that_are_divided_train_in_bf16_as_whole_ones(tmp_path):
 
 
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], exactly: bool) -> None:
-    """Equal to 1e-5; on an average to 1e-4 where the optimizer makes much of a gradient that is almost zero."""
+    """Equal to 1e-5, and to 5e-5 of the largest, so that squares of gradients are compared too.
+
+    Where the optimizer makes much of a gradient that is almost zero: on an average to 1e-4, and to 3e-3 of the largest.
+    """
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         difference = (found[name].float() - tensor.float()).abs()
         worst = difference.max() if exactly else 0.1 * difference.mean()
-        assert worst <= 1e-5 * max(1.0, float(tensor.float().abs().max())), name
+        largest = float(tensor.float().abs().max())
+        assert worst <= min(1e-5 * max(1.0, largest), (5e-5 if exactly else 3e-4) * largest), name
 
 
 def train(tiny: Tiny, run_dir: Path, *overrides: str) -> subprocess.Popen[str]:

@@ -76,7 +76,10 @@ def test_one_key_of_its_own_data_can_be_another(
     assert main([*arguments, f"data.root={tmp_path}"]) == 2
     assert str(tmp_path) in capsys.readouterr().err
     assert main([*arguments, "data.rot=elsewhere"]) == 2
-    assert "no config key is called 'data.rot': did you mean 'data.root'?" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no config key is called 'data.rot': did you mean 'data.root'?" in said and said.count("\n") == 1
+    assert main(["eval", str(tmp_path / "missing")]) == 2
+    assert capsys.readouterr().err.startswith("anyxform: error: there is no checkpoint at")
 
 
 @pytest.mark.parametrize("text", ["data: {root: '${oc.env:HOME}'}", "data: [", "- data", "data: none"])
@@ -84,9 +87,7 @@ def test_a_config_beside_a_checkpoint_looks_nothing_up(text: str, tmp_path: Path
     (tmp_path / "config.yaml").write_text(text)
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).touch()
-    said = list[str]()
-    assert with_own_data(str(tmp_path), ["limit=1"], said.append) == ["limit=1"]
-    assert "the data are the starter's" in said[0]
+    assert with_own_data(str(tmp_path), ["limit=1"]) == (["limit=1"], False)
 
 
 def test_values_come_with_their_number_and_interval(done: Path) -> None:
@@ -191,7 +192,7 @@ def test_results_go_beside_those_of_other_runs(
         (["data.root=/nowhere"], "there is no folder '/nowhere' of shards"),
         (["suite=wrong"], "suite.captions.splti is unknown: did you mean 'split'?"),
         (["suite=tyni"], "there is no config 'suite/tyni': known: starter, tiny, wrong"),
-        (["datasets=[shaeps]"], "datasets: the data have no 'shaeps': did you mean 'shapes'?"),
+        (["datasets=[shaeps]"], "have no 'shaeps': did you mean 'shapes'?; see data="),
         (["via=video"], "this model makes no 'video'"),
         (["lmit=3"], "no config key is called 'lmit': did you mean 'limit'?"),
     ],

@@ -88,13 +88,13 @@ def _report(path: Path, checkpoint: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}: --report takes the report.json that anyxform eval wrote")
-    report = read_json(path)
     try:
+        report = read_json(path)
         for row in (*report["summary"], *report["directions"]):
             row["systems"][MODEL][row["headline"]]["value"], row["direction"], row["n"], row["lower_is_better"]
-    except (TypeError, KeyError):
+        judged = dict(report.get("settings", {})).get("weights")
+    except (TypeError, KeyError, ValueError):
         raise ValueError(f"{path} is no report of anyxform eval: give the report.json that it wrote") from None
-    judged = report.get("settings", {}).get("weights")
     if judged is not None and judged != digest_of_weights(checkpoint):
         raise ValueError(f"{path} is about other weights than those in {checkpoint}: judge these by anyxform eval")
     return report

@@ -40,13 +40,16 @@ def main(arguments: list[str]) -> int:
     """Run the command; writes report.json and heatmap.png, prints a table, and returns the exit code."""
     named, overrides = _split(arguments)
     say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
-    overrides = with_own_data(named, suited(named, overrides), say)
+    overrides, own = with_own_data(named, suited(named, overrides))
     config = typed(compose("eval", prepared(overrides)), compose("eval", []))
     check_data(config["data"], ("root", "datasets", "directions"))
     check_datasets(config["data"]["datasets"])
     config["checkpoint"] = named or config["checkpoint"]
     parts = _there(_parts(config), say)
     pipeline = load(config["checkpoint"], device=config["device"], dtype=config["dtype"], compile=config["compile"])
+    if own is not None:
+        what = "that it was trained with" if own else f"of the starter, as it has no {CONFIG} that names its own"
+        say(f"on the data {what}: {config['data']['root']}")
     assert pipeline.path is not None
     weights = digest_of_weights(pipeline.path)
     for part in parts.values():
@@ -98,19 +101,20 @@ def suited(named: str | None, overrides: Sequence[str]) -> list[str]:
     return ["suite=starter", *overrides]
 
 
-def with_own_data(named: str | None, overrides: Sequence[str], say: Say) -> list[str]:
-    """The overrides, and the data that the checkpoint's config.yaml names, unless they say themselves which."""
+def with_own_data(named: str | None, overrides: Sequence[str]) -> tuple[list[str], bool | None]:
+    """The overrides, and the data that the checkpoint's config.yaml names, unless they say themselves which.
+
+    Whether it names any; None: it does not matter.
+    """
     given = _given(overrides)
     checkpoint = _checkpoint(named, given)
     if checkpoint == STARTER or "data" in given:
-        return [*overrides]
+        return [*overrides], None
     data = _trained_on(checkpoint)
     if data is None:
-        say(f"{checkpoint} has no {CONFIG} that says on what it was trained: the data are the starter's (see data=)")
-        return [*overrides]
-    say(f"on the data that it was trained with: {data.get('root')}")
+        return [*overrides], False
     offer("data", OWN_DATA, data)
-    return [f"data={OWN_DATA}", *overrides]
+    return [f"data={OWN_DATA}", *overrides], True
 
 
 def _trained_on(checkpoint: str) -> Mapping[str, Any] | None:
@@ -209,7 +213,10 @@ def _wanted(config: Config) -> dict[str, Config]:
     known, wanted = config["data"]["datasets"], listed(config["datasets"])
     for name in wanted:
         if name not in known:
-            raise ValueError(f"datasets: the data have no {name!r}: {did_you_mean(name, list(known))}")
+            raise ValueError(
+                f"datasets: the data in {config['data']['root']} have no {name!r}: {did_you_mean(name, list(known))}; "
+                "see data="
+            )
     return {name: known[name] for name in wanted or known}
 
 
