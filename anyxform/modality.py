@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,14 @@ from anyxform.field import did_you_mean
 
 Decoding = Literal["autoregressive", "masked"]
 GROUP = "anyxform.modalities"
+
+
+def check_decoding(name: str, decoding: str) -> Decoding:
+    """The way of decoding of the modality `name`. ValueError: there is none that is called so."""
+    for known in get_args(Decoding):
+        if decoding == known:
+            return known
+    raise ValueError(f"{name} decoding={decoding!r}: {did_you_mean(decoding, get_args(Decoding))}")
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,6 @@ class Modality(ABC):
     """Whether a command-line argument that names no file is a value of this modality."""
     position_axes: ClassVar[int] = 1
     """1 for sequences, 2 for images, 3 for video."""
-    decoding: ClassVar[Decoding] = "autoregressive"
-    """How targets are generated unless the caller says otherwise."""
     elastic: ClassVar[bool] = False
     """Whether a part that is made anew may become longer or shorter than it was."""
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
@@ -85,6 +91,8 @@ class Modality(ABC):
     most_repeats: ClassVar[int] = 0
     """How often in a row the same tokens may come in a generated value: more is a loop. 0: as often as they like."""
 
+    decoding: Decoding = "autoregressive"
+    """How targets are learnt, and generated unless the caller says otherwise. Codes do not depend on it."""
     vocab_size: int
     """Codes are in [0, vocab_size)."""
     num_codebooks: int = 1

@@ -38,7 +38,7 @@ def ending_of(field: Field, digest: str) -> str:
 
 def digest_of(modality: Modality) -> str:
     """Of the tokenizer and of all else that decides what a value's codes are."""
-    idle = modality.training_arguments | modality.source_arguments
+    idle = {"decoding"} | modality.training_arguments | modality.source_arguments
     deciding = {key: it for key, it in modality.config().items() if key not in idle}
     found = hashlib.sha256(json.dumps([modality.name, deciding], sort_keys=True).encode())
     for name, tensor in sorted(modality.state().items()):

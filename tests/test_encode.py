@@ -140,6 +140,7 @@ def test_codes_of_another_tokenizer_are_not_trained_on(
 def test_what_only_training_heeds_makes_no_other_codes() -> None:
     assert digest_of(Image(size=16, width=16, augment=0.0)) == digest_of(Image(size=16, width=16, augment=0.5))
     assert digest_of(Image(size=16, width=16)) == digest_of(Image(size=16, width=16, patch_size=4))
+    assert digest_of(Image(size=16, width=16)) == digest_of(Image(size=16, width=16, decoding="autoregressive"))
     assert digest_of(Image(size=16, width=16)) != digest_of(Image(size=32, width=16))
 
 

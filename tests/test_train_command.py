@@ -340,6 +340,23 @@ def check_line(capsys: pytest.CaptureFixture[str], message: str) -> None:
     assert "Traceback" not in said.err
 
 
+def test_how_a_modality_is_decoded_is_a_choice_that_its_checkpoint_keeps(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ("modality.image.decoding=autoregressive", "data.other_decoding=0")
+    assert main(tiny.train(tmp_path / "run", *overrides)) == 0
+    ax = load(str(tmp_path / "run"), device="cpu")
+    assert (ax.modalities["image"].decoding, ax.modalities["audio"].decoding) == ("autoregressive", "masked")
+    drawn = [ax("a red disc", to="image", **options).tobytes() for options in ({}, {"decoding": "autoregressive"})]
+    assert drawn[0] == drawn[1]
+    with pytest.raises(ValueError, match="has learnt image in the autoregressive way alone"):
+        ax("a red disc", to="image", decoding="masked")
+    capsys.readouterr()
+    assert main(tiny.train(tmp_path / "wrong", "modality.image.decoding=left")) == 2
+    check_line(capsys, "image decoding='left': known: autoregressive, masked")
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_a_mistake_in_how_examples_are_made_leaves_no_folder(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ SPLITS = {"train": 4, "val": 1, "instance": 1}
 
 CONFIGS = {
     "modality/text.yaml": "{name: text, vocab_size: 300, max_length: 24}",
-    "modality/image.yaml": "{name: image, size: 16, width: 16, levels: [5, 5, 5], augment: 0.0}",
+    "modality/image.yaml": "{name: image, size: 16, width: 16, levels: [5, 5, 5], augment: 0.0, decoding: masked}",
     "modality/audio.yaml": "{name: audio, max_seconds: 0.5, width: 16, levels: [5, 5, 5], num_codebooks: 2}",
     "data/tiny.yaml": """
 root: {root}

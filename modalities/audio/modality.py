@@ -8,7 +8,7 @@ import jiwer
 import torch
 from torch import Tensor, nn
 
-from anyxform.modality import Modality, Piece, Score
+from anyxform.modality import Modality, Piece, Score, check_decoding
 from modalities.audio import judge, region, spectrogram, waveform
 from modalities.audio.augment import augment
 from modalities.audio.waveform import SAMPLE_RATE, Waveform
@@ -31,7 +31,6 @@ class Audio(Modality):
     unit: ClassVar[str] = "seconds"
     token_span: ClassVar[float] = STRIDE * spectrogram.HOP / SAMPLE_RATE
     joins: ClassVar[bool] = True
-    decoding: ClassVar = "masked"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"lsd", "duration_error", "judge_wer", "judge_cer"})
     training_arguments: ClassVar[frozenset[str]] = frozenset({"augment"})
 
@@ -43,10 +42,12 @@ class Audio(Modality):
         width: int = 192,
         augment: float = 1.0,
         vocoder: str = "griffin-lim",
+        decoding: str = "masked",
     ) -> None:
         """
         `max_seconds`: longer recordings are refused. `levels`: of each of `num_codebooks` quantisers, whose product is
         a codebook's size. `width`: channels of the tokenizer. `augment`: strength in training, 0 for none.
+        `decoding`: ``masked``, or ``autoregressive``, left to right.
         """
         if max_seconds <= 0 or num_codebooks < 1 or not 0 <= augment <= 1 or min(levels, default=0) < 3:
             raise ValueError(
@@ -57,8 +58,9 @@ class Audio(Modality):
             raise ValueError(f"audio has no vocoder {vocoder!r}: use one of {', '.join(VOCODERS)}")
         self._config = {
             "max_seconds": max_seconds, "levels": list(levels), "num_codebooks": num_codebooks, "width": width,
-            "augment": augment, "vocoder": vocoder,
+            "augment": augment, "vocoder": vocoder, "decoding": decoding,
         }  # fmt: skip
+        self.decoding = check_decoding(self.name, decoding)
         self.max_seconds, self.augment, self.vocoder = max_seconds, augment, vocoder
         self.num_codebooks = num_codebooks
         self.vocab_size = math.prod(levels)

@@ -9,7 +9,7 @@ from PIL.Image import Image as Picture
 from PIL.Image import new
 from torch import Tensor, nn
 
-from anyxform.modality import Modality, Score
+from anyxform.modality import Modality, Score, check_decoding
 from modalities.image import judge, pixels, region
 from modalities.image.augment import augment
 from modalities.image.quality import psnr, ssim
@@ -27,7 +27,6 @@ class Image(Modality):
     position_axes: ClassVar[int] = 2
     training_arguments: ClassVar[frozenset[str]] = frozenset({"augment", "pretrained"})
     source_arguments: ClassVar[frozenset[str]] = frozenset({"patch_size", "backbone", "backbone_size", "frozen"})
-    decoding: ClassVar = "masked"
     fixed_length = True
 
     def __init__(
@@ -43,13 +42,15 @@ class Image(Modality):
         backbone_size: int | None = None,
         pretrained: bool | str | None = False,
         frozen: bool = False,
+        decoding: str = "masked",
     ) -> None:
         """
         `size`: pixels of a side. `patch_size`: pixels of a source token's side. `augment`: strength in training, 0 for
         none. `downsample`: pixels of a target token's side. `levels`: of each of its `num_codebooks` quantisers, whose
         product is a codebook's size. `width`: channels of the tokenizer, a multiple of 8. `backbone`: a timm model in
         place of patches, which sees `backbone_size` pixels (`size` if None), its weights `pretrained` (true:
-        downloaded; or the path of a file of safetensors) and `frozen` or not.
+        downloaded; or the path of a file of safetensors) and `frozen` or not. `decoding`: ``masked``, or
+        ``autoregressive``, left to right.
         """
         for name, value, least in (("patch_size", patch_size, 1), ("downsample", downsample, 4)):
             if value < least or value & (value - 1) or size % value:
@@ -63,8 +64,9 @@ class Image(Modality):
         self._config = {
             "size": size, "patch_size": patch_size, "downsample": downsample, "levels": list(levels),
             "num_codebooks": num_codebooks, "width": width, "augment": augment, "backbone": backbone,
-            "backbone_size": backbone_size, "frozen": frozen,
+            "backbone_size": backbone_size, "frozen": frozen, "decoding": decoding,
         }  # fmt: skip
+        self.decoding = check_decoding(self.name, decoding)
         self.size, self.patch_size, self.augment = size, patch_size, augment
         self.backbone = backbone
         self.backbone_size, self.pretrained, self.frozen = backbone_size or size, pretrained, frozen
