@@ -31,7 +31,7 @@ def check_decoding(name: str, decoding: str) -> Decoding:
     for known in get_args(Decoding):
         if decoding == known:
             return known
-    raise ValueError(f"{name} decoding={decoding!r}: {did_you_mean(decoding, get_args(Decoding))}")
+    raise ValueError(f"{name} decoding={decoding!r}: {did_you_mean(str(decoding), get_args(Decoding))}")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ run_dir/checkpoints/step-00000100/                  see `anyxform.checkpoint`, a
 A run's checkpoints are copied in memory, which is what the training waits for, and written beside it (`Saver`).
 """
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -295,19 +296,23 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any],
 
 
 def _check_modalities(folder: Path, saved: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
-    now = json.loads(json.dumps({name: modality.config() for name, modality in modalities.items()}))
     states = checkpoint.read_tensors(folder / "modalities.safetensors")
-    for name in sorted(saved.keys() | now.keys()):
-        own = {f"{name}.{key}": tensor for key, tensor in modalities[name].state().items()} if name in now else {}
-        free = modalities[name].training_arguments if name in now else frozenset()
-        old, new = (_without(it[name], free) if name in it else None for it in (saved, now))
-        if old != new or not all(
-            key in states and torch.equal(states[key], tensor.cpu()) for key, tensor in own.items()
-        ):
+    for name in sorted(saved.keys() | modalities.keys()):
+        if name not in saved or name not in modalities or not _is_same(modalities[name], saved[name], states):
             raise ValueError(
                 f"{folder} was trained with another {name} (its arguments or its tokenizer): resume with that, "
                 "or start anew in another run_dir"
             )
+
+
+def _is_same(modality: Modality, saved: Mapping[str, Any], states: Mapping[str, Tensor]) -> bool:
+    """Whether it was saved so. Arguments that are newer than that had their defaults, which change nothing."""
+    now, known = json.loads(json.dumps(modality.config())), inspect.signature(type(modality)).parameters
+    before = {key: known[key].default for key in now if key in known} | dict(saved)
+    free, own = modality.training_arguments, {f"{modality.name}.{key}": it for key, it in modality.state().items()}
+    return _without(before, free) == _without(now, free) and all(
+        key in states and torch.equal(states[key], tensor.cpu()) for key, tensor in own.items()
+    )
 
 
 def _without(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:

@@ -354,6 +354,8 @@ def test_how_a_modality_is_decoded_is_a_choice_that_its_checkpoint_keeps(
     capsys.readouterr()
     assert main(tiny.train(tmp_path / "wrong", "modality.image.decoding=left")) == 2
     check_line(capsys, "image decoding='left': known: autoregressive, masked")
+    assert main(tiny.train(tmp_path / "wrong", "modality.image.decoding=null")) == 2
+    check_line(capsys, "image decoding=None: known: autoregressive, masked")
     assert not (tmp_path / "wrong").exists()
 
 
@@ -402,6 +404,20 @@ def test_what_only_training_heeds_may_change(tiny: Tiny, run_dir: Path, tmp_path
     assert main(tiny.train(copy, "resume=auto", "modality.image.augment=0.5", "train.steps=7")) == 0
     config = json.loads((copy / "checkpoints" / "step-00000007" / "config.json").read_text())
     assert config["modalities"]["image"]["augment"] == 0.5
+
+
+@pytest.mark.parametrize("decoding", ["masked", "autoregressive"])
+def test_a_run_goes_on_that_is_older_than_an_argument(decoding: str, tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
+    """With the argument's default, which does what was done without it, and with nothing else."""
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    for folder in (copy / "checkpoints").glob("step-*"):
+        config = json.loads((folder / "config.json").read_text())
+        del config["modalities"]["image"]["decoding"]
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "manifest.json").unlink()  # it has the digest of what was there before
+    arguments = tiny.train(copy, "resume=auto", f"modality.image.decoding={decoding}", "train.steps=7")
+    assert main(arguments) == (0 if decoding == "masked" else 2)
 
 
 def test_what_a_run_was_trained_with_before_is_kept(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
