@@ -75,11 +75,13 @@ class Laid:
     x: Tensor  # [B, P, D]
     positions: Tensor  # [B, P, 3]
     prefix: Tensor  # [B, P] bool: what is no padding
+    along: bool  # whether targets begin where their sources do
 
     @property
     def first(self) -> Tensor:
         """The position of each row's first target token ``[B]``."""
-        return self.markers(self.positions)[:, 0] + 1
+        after = self.markers(self.positions)[:, 0] + 1
+        return torch.zeros_like(after) if self.along else after
 
     def markers(self, x: Tensor) -> Tensor:
         """Of what is there for each token ``[B, P, …]`` that of each prefix' last one ``[B, …]``."""
@@ -98,7 +100,7 @@ def lay_out(model: Transformer, examples: Sequence[Example]) -> Laid:
     x = weight.new_zeros(rows, longest, model.dim)
     positions = batch.positions.new_zeros(rows, longest, AXES)
     x[prefix], positions[prefix] = model.embed(batch).to(x.dtype), batch.positions
-    return Laid(x, positions, prefix)
+    return Laid(x, positions, prefix, model.along)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyxform.attention import packed_attention
+from anyxform.field import did_you_mean
 from anyxform.layers import Attend, Block, RMSNorm, Rope, rope
 from anyxform.modality import Modality
 from anyxform.sequence import Batch, PackedTargets
@@ -25,6 +26,9 @@ PRESETS: dict[str, dict[str, int]] = {
     "xl": {"dim": 4096, "depth": 38, "num_heads": 32, "num_kv_heads": 8},
 }
 """Sizes of the shared stack; heads are 64 wide up to `base` and 128 wide beyond."""
+
+
+TARGET_POSITIONS = ("after", "along")
 
 
 class Target(nn.Module):
@@ -59,6 +63,8 @@ class Transformer(nn.Module):
     """One stack for every direction. `conditions` are the attributes and markers that a target can be asked by.
 
     `layer_dropout`: with what probability a training step skips the last block; see `train.skipped_blocks`.
+    `target_positions`: whether a target's positions count on ``after`` those of its prefix, or run ``along`` those of
+    its source, from the same first one: what is said in the same order is then near at once.
     """
 
     def __init__(
@@ -78,11 +84,16 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         layer_dropout: float = 0.0,
         tie_embeddings: bool = True,
+        target_positions: str = "after",
     ) -> None:
         super().__init__()
         if min(dim, depth, num_heads) < 1 or (num_kv_heads or 1) < 1:
             raise ValueError(
                 f"dim={dim}, depth={depth}, num_heads={num_heads}, num_kv_heads={num_kv_heads}: give 1 or more"
+            )
+        if target_positions not in TARGET_POSITIONS:
+            raise ValueError(
+                f"target_positions={target_positions}: {did_you_mean(str(target_positions), TARGET_POSITIONS)}"
             )
         num_kv_heads = num_kv_heads or num_heads
         head_dim = head_dim or dim // num_heads
@@ -95,7 +106,9 @@ class Transformer(nn.Module):
             "dim": dim, "depth": depth, "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim,
             "hidden_dim": hidden_dim, "rope_theta": rope_theta, "norm_eps": norm_eps, "qk_norm": qk_norm,
             "dropout": dropout, "layer_dropout": layer_dropout, "tie_embeddings": tie_embeddings,
+            "target_positions": target_positions,
         }  # fmt: skip
+        self.along = target_positions == "along"
         self.dim, self.head_dim, self.rope_theta, self.layer_dropout = dim, head_dim, rope_theta, layer_dropout
         self.condition_ids = {name: number for number, name in enumerate(conditions)}
         self.front_ends: Any = nn.ModuleDict({name: modality.front_end(dim) for name, modality in modalities.items()})
@@ -165,7 +178,8 @@ class Transformer(nn.Module):
     def states(self, batch: Batch, exits: Sequence[int] = (), skips: Sequence[int] = ()) -> list[Tensor]:
         """States ``[N, D]`` of a packed row: after `exits` blocks each, then after all but the blocks in `skips`."""
         x = self.embed(batch)
-        angles = rope(batch.positions, self.head_dim, self.rope_theta)
+        positions = batch.along if self.along else batch.positions
+        angles = rope(positions, self.head_dim, self.rope_theta)
         attend = packed_attention(batch.segments, batch.size, x.device)
         return self.run_blocks(x, angles, [attend] * len(self.blocks), exits, skips)
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from anyxform import checkpoint
 from anyxform.distributed import ALONE, World
 from anyxform.modality import Modality
+from anyxform.model import Transformer
 from anyxform.optim import state_names
 from anyxform.sharded_files import Part, part
 from anyxform.sharding import is_parted, parted
@@ -273,6 +274,7 @@ def load(folder: Path, state: TrainState, settings: Mapping[str, Any], modalitie
             f"{list(state.model.condition_ids)}: resume with the same data"
         )
     _check_modalities(folder, config["modalities"], modalities)
+    _check_same(folder, *_compared(state.model, config["model"]), "model.")
     raw = folder / "weights.safetensors"
     raw = raw if checkpoint.holds(raw) else folder / "model.safetensors"
     checkpoint.load_tensors(checkpoint.model_tensors(state.model), raw)
@@ -303,6 +305,13 @@ def _check_modalities(folder: Path, saved: Mapping[str, Any], modalities: Mappin
                 f"{folder} was trained with another {name} (its arguments or its tokenizer): resume with that, "
                 "or start anew in another run_dir"
             )
+
+
+def _compared(model: Transformer, saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The saved config of a model and that of the one here, without what may change: see `_is_same`."""
+    now, known = model.config(), inspect.signature(Transformer).parameters
+    before = {key: known[key].default for key in now} | dict(saved)
+    return tuple({key: it for key, it in config.items() if "dropout" not in key} for config in (before, now))  # type: ignore[return-value]
 
 
 def _is_same(modality: Modality, saved: Mapping[str, Any], states: Mapping[str, Tensor]) -> bool:

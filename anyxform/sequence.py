@@ -139,6 +139,7 @@ class Batch:
     num_tokens: int
     segments: Segments
     positions: Tensor  # [size, 3]
+    leads: Tensor  # [size, 1], where its target begins, of a target's token; 0 of others
     sources: dict[str, PackedSources]
     condition_ids: Tensor
     condition_index: Tensor
@@ -147,6 +148,11 @@ class Batch:
     directions: list[str] = field(default_factory=list)  # unique; labels point into it
     direction_labels: list[int] = field(default_factory=list)  # how many labels each direction has
     alignments: dict[str, PackedAlignments] = field(default_factory=dict)
+
+    @property
+    def along(self) -> Tensor:
+        """Positions ``[size, 3]`` of which each target's begin at 0, as those of its first source do."""
+        return self.positions - self.leads
 
     @property
     def num_labels(self) -> int:
@@ -201,6 +207,7 @@ class _Row:
         self.offset = 0
         self.segments = Segments([], [], [], [])
         self.positions: list[Tensor] = []
+        self.leads: list[Tensor] = []
         self.sources: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.conditions: list[int] = []
         self.condition_index: list[int] = []
@@ -234,15 +241,16 @@ class _Row:
         self.segments.causal.append(example.target.hidden is None)
         self.keys.append(example.key)
 
-    def _place(self, positions: Tensor, first: int) -> Tensor:
+    def _place(self, positions: Tensor, first: int, lead: int = 0) -> Tensor:
         tokens = torch.arange(self.offset, self.offset + len(positions))
         self.positions.append(to_axes(positions) + first)
+        self.leads.append(torch.full((len(positions), 1), lead))
         self.offset += len(positions)
         return tokens
 
     def _add_target(self, example: Example, position: int) -> None:
         target, before = example.target, self.offset - 1  # `before` is the marker, from which the first token is read
-        tokens = self._place(target.positions, position)
+        tokens = self._place(target.positions, position, lead=position)
         none = torch.zeros(0, dtype=torch.long)
         if target.hidden is None:
             inputs, labels, at = _left_to_right(target, tokens, before, has_prefix=example.prefix_length > 0)
@@ -264,6 +272,7 @@ class _Row:
             num_tokens=self.offset,
             segments=self.segments,
             positions=torch.cat([*self.positions, padding]),
+            leads=torch.cat([*self.leads, padding[:, :1]]),
             sources={
                 name: PackedSources(
                     torch.cat([values for values, _ in parts]),

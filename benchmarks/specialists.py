@@ -10,9 +10,9 @@ For each seed:
 - `same compute`: the same model trained on one task alone for SECONDS.
 - `peer`: what a library has for the task (`benchmarks.peers`), trained on the same samples alone for SECONDS.
 
-`--little`, on the demo's slice, asks what sharing gives a task with little data: French captions from one drawing of
-each thing, French transcripts from a tenth of the recordings, beside English ones from all, which none learns alone.
-`peer` is left out.
+`--little` asks what sharing gives a task with little data; `peer` is left out. On the demo's slice: French captions
+from one drawing of each thing, French transcripts from a tenth of the recordings, beside English ones from all. On
+`spoken`: Italian transcripts from a thirtieth of the recordings, beside Spanish ones from all.
 
 Drawings are judged with the extra `eval`. All learn by a cosine over their budget. They are judged on the same held-out
 samples: drawings in styles that were not trained on, and sentences, names, and pairs of name and style that were not.
@@ -35,9 +35,9 @@ from anyxform.cli.build import prepared
 from anyxform.cli.conf import compose
 from anyxform.cli.train import Run
 from anyxform.data import Counts
-from anyxform.dataset import open_datasets
+from anyxform.dataset import Dataset, open_datasets
 from anyxform.evaluate import MODEL, Item, evaluate
-from anyxform.field import Direction, matches
+from anyxform.field import Direction, matches, pairs
 from anyxform.modality import registry
 from anyxform.pipeline import Pipeline
 from anyxform.rows import Rows
@@ -59,6 +59,7 @@ class Task:
     datasets: tuple[str, ...]
     new_only: bool = False
     little: bool = False
+    one_of: int = 1  # so many of its samples; more than 1: in a dataset of its own
 
 
 STARTER = {
@@ -79,9 +80,14 @@ LITTLE = {
         "image:fxemoji>text:fr", "image>text:fr", "instance", "exact", ("pictures",), new_only=True, little=True
     ),
     "transcripts": Task("audio:en*>text:en", "audio:en*>text:en", "instance", "exact", ("numbers",)),
-    "French transcripts": replace(DEMO["transcripts"], little=True),
+    "French transcripts": replace(DEMO["transcripts"], little=True, one_of=10),
 }
-TENTH = 10
+LITTLE_SPOKEN = {
+    "transcripts": Task("audio:es*>text:es", "audio:es*>text:es", "test", "cer", ("spoken",)),
+    "Italian transcripts": Task(
+        "audio:it*>text:it", "audio:it*>text:it", "test", "cer", ("spoken",), little=True, one_of=30
+    ),
+}
 LIMIT = 300
 OPTIONS = ("rows_per_step", "exit_every", "clip", "bf16", "exit_weight", "length_weight", "align_weight")
 FINAL, BATCH, PEER_LR, PEER_WARMUP = 0.02, 32, 1e-3, 100
@@ -114,28 +120,51 @@ Tasks = Mapping[str, Task]
 
 def tasks_for(overrides: Sequence[str], little: bool = False) -> Tasks:
     """Those of the starter, or of the demo's slice of it."""
-    slice_of_demo = "pictures" in compose("train", overrides)["data"]["datasets"]
-    if little and not slice_of_demo:
-        raise ValueError("--little is made for the demo's slice: add experiment=demo")
-    return LITTLE if little else DEMO if slice_of_demo else STARTER
+    datasets = compose("train", overrides)["data"]["datasets"]
+    if little and "pictures" not in datasets and list(datasets) != ["spoken"]:
+        raise ValueError("--little is made for the demo's slice and for spoken: add experiment=demo or data=spoken")
+    if little:
+        return LITTLE if "pictures" in datasets else LITTLE_SPOKEN
+    return DEMO if "pictures" in datasets else STARTER
 
 
-def with_little_french(config: dict[str, Any]) -> None:
-    """Of the numbers' texts, the French ones of a tenth alone, as often as all the English ones."""
+def with_few(config: dict[str, Any], tasks: Tasks) -> None:
+    """Of a task that has one of so many samples, these alone, as often as all those of the others in its dataset."""
     data, datasets = config["data"], config["data"]["datasets"]
-    (numbers,) = open_datasets({"numbers": datasets["numbers"]}, registry(), root=data["root"]).values()
-    keys = sorted(numbers.samples[number].key for number in range(len(numbers)))[::TENTH]
-    trained = datasets["numbers"]["shards"].format(split="train")
-    datasets["little"] = datasets["numbers"] | {"fields": {"text:fr": "json.text.fr"}, "keys": keys, "shards": trained}
-    datasets["numbers"] = datasets["numbers"] | {"fields": {"text:en": "json.text.en"}}
+    for task in tasks.values():
+        if task.one_of == 1:
+            continue
+        (name,) = task.datasets
+        entry = datasets[name]
+        (dataset,) = open_datasets({name: entry}, registry(), root=data["root"]).values()
+        shards, weight = entry["shards"].format(split="train"), entry.get("weight", 1)
+        keys = sorted(_keys(dataset, [task]))[:: task.one_of]
+        datasets["little"] = _only(entry, [task]) | {"keys": keys, "shards": shards, "weight": weight}
+        others = [it for it in tasks.values() if name in it.datasets and it != task]
+        share = len(_keys(dataset, others)) / len(dataset)  # samples that fit no task are drawn as well, and skipped
+        datasets[name] = _only(entry, others) | {"weight": weight / share if share else weight}
+
+
+def _keys(dataset: Dataset, tasks: Sequence[Task]) -> list[str]:
+    """The keys of samples that one of these tasks can be trained on."""
+    return [
+        dataset.samples[number].key
+        for number in range(len(dataset))
+        if any(matches(it, task.trained) for it in pairs(dataset.fields(number)) for task in tasks)
+    ]
+
+
+def _only(entry: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
+    """A dataset's entry with the texts that these tasks ask for."""
+    texts = {task.trained.partition(">")[2] for task in tasks}
+    return dict(entry) | {"fields": {text: f"json.{text.replace(':', '.')}" for text in sorted(texts)}}
 
 
 def opened(tasks: Tasks, overrides: Sequence[str], seed: int) -> Run:
     """A run on these tasks; where a sample has several of them, each is drawn equally often."""
     words = prepared([*overrides, "run_dir=runs/unsaved", f"seed={seed}"])
     config = compose("train", words)
-    if any(task.little for task in tasks.values()):
-        with_little_french(config)
+    with_few(config, tasks)
     config["data"] |= {"directions": {task.trained: 1.0 for task in tasks.values()}, "hold_out": []}
     torch.manual_seed(seed)
     return Run(config, words)

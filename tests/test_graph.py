@@ -97,6 +97,14 @@ def test_graphs_of_another_model_are_an_error(checkpoint: Path, captioner: Path)
         parity.compare(task, items, opened(captioner))
 
 
+@pytest.mark.parametrize("direction", ["text:en>text:fr", "text:en>audio"])
+def test_graphs_know_of_targets_along_their_sources(direction: str, checkpoint: Path, tmp_path: Path) -> None:
+    """`export` compares its answers with the model's."""
+    ax = load(checkpoint)
+    ax.model.along = True
+    export(Task(ax.model, ax.modalities, Direction.parse(direction)), tmp_path, "torch", [["a red disc"]])
+
+
 class Counting(ToyText):
     def source_positions(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.code_positions(len(tensor))

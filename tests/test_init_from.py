@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anyxform import checkpoint
+from anyxform import checkpoint, load
 from anyxform.cli import main
 from anyxform.init_from import begin, open_origin, told
 from anyxform.modality import get_modality
@@ -265,6 +265,17 @@ def test_a_deeper_model_goes_on_from_a_checkpoint_of_ours(run_dir: Path, tiny: T
     before, after = weights(run_dir), weights(tmp_path / "run")
     assert after.keys() - before.keys() == {name for name in after if name.startswith(("blocks.2.", "blocks.3."))}
     assert after["blocks.3.mlp.down.weight"].abs().max() > 0  # what adds nothing at first is learnt
+
+
+def test_targets_along_their_sources_begin_with_a_checkpoint_of_ours(run_dir: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """And what begins with that has them too, unless something else is said."""
+    first = (f"model.init_from={run_dir}", "model.target_positions=along", "+modality.text.pace=3", "train.steps=1")
+    assert main(tiny.train(tmp_path / "along", *first)) == 0
+    then = (f"model.init_from={tmp_path / 'along'}", "train.steps=1")
+    assert main(tiny.train(tmp_path / "same", *then)) == 0
+    assert main(tiny.train(tmp_path / "after", *then, "model.target_positions=after")) == 0
+    found = {name: load(tmp_path / name).model.config()["target_positions"] for name in ("along", "same", "after")}
+    assert found == {"along": "along", "same": "along", "after": "after"}
 
 
 def test_tables_of_another_tokenizer_are_left(

@@ -42,7 +42,8 @@ def test_a_preset_is_as_large_as_it_is_called(name: str) -> None:
 
 def test_presets_are_those_of_the_configs() -> None:
     configs = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("*.yaml")}
-    assert configs == {name: {**sizes, "dropout": 0.0, "layer_dropout": 0.0} for name, sizes in PRESETS.items()}
+    others = {"dropout": 0.0, "layer_dropout": 0.0, "target_positions": "after"}
+    assert configs == {name: sizes | others for name, sizes in PRESETS.items()}
 
 
 @pytest.mark.parametrize(
@@ -57,8 +58,13 @@ def test_impossible_heads_are_refused(sizes: dict[str, int]) -> None:
         plain_model(**sizes)
 
 
+def test_unknown_target_positions_are_refused() -> None:
+    with pytest.raises(ValueError, match="target_positions=allong: did you mean 'along'"):
+        plain_model(**PRESETS["nano"], target_positions="allong")
+
+
 def test_config_rebuilds_the_model() -> None:
-    model = toy_model(num_kv_heads=1, layer_dropout=0.3, rope_theta=5e5, tie_embeddings=False)
+    model = toy_model(num_kv_heads=1, layer_dropout=0.3, rope_theta=5e5, tie_embeddings=False, target_positions="along")
     again = Transformer(modalities=toys(), conditions=list(CONDITIONS), **model.config())
     again.load_state_dict(model.state_dict())
     assert again.config() == model.config()

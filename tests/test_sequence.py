@@ -39,6 +39,14 @@ def test_a_left_to_right_segment():
     assert text.inputs[:, 0].tolist() == [5, 6, 7]
 
 
+def test_targets_along_their_sources_begin_where_these_do():
+    batch = pack([caption(), drawing(), caption((1,))], IDS, size=32)
+    assert torch.equal(batch.along[:6], batch.positions[:6])  # the picture, and what is asked for
+    assert batch.along[6:9].tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
+    assert batch.along[12:16].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
+    assert not batch.along[batch.num_tokens :].any()
+
+
 def test_a_masked_segment_hides_what_it_asks_for():
     image = pack([drawing()], IDS).targets["image"]
     assert image.inputs[:, 0].tolist() == [8, 2, 8, 8]

@@ -25,11 +25,12 @@ from anyxform.starter.build import SPLITS, _split, _write
 from anyxform.starter.download import PACKAGES, Package, fetch
 from anyxform.starter.draft import SAMPLE_RATE, Draft, outliers, safe_key, trim, webp
 from anyxform.starter.gazetteer import _texts
+from anyxform.starter.phrases import examples
 from anyxform.starter.splits import UnionFind, groups, hold_out, normalised, split_of
 from anyxform.starter.spoken import spoken
 
 ROOT = Path(__file__).parents[1] / "data" / "starter"
-TOO_LARGE = ("styles", "gazetteer", "spoken")
+TOO_LARGE = ("styles", "gazetteer", "spoken", "phrases")
 """Datasets that are built, but not in the repository."""
 built = pytest.mark.skipif(
     not (ROOT / "stats.json").is_file(), reason="the starter is not built: anyxform data starter"
@@ -326,6 +327,19 @@ def test_texts_are_said_once_a_language_and_names_of_the_gazetteer_in_one(monkey
     assert (found.dataset, found.key, found.text) == ("spoken", "emoji-1", text)
     assert list(found.media) == ["en-pico.ogg", "fr-pico.ogg"]  # others are too long, too short or have no voice
     assert len(other.media) == 1 and other.key == "gazetteer-2"
+
+
+def test_phrases_are_said_as_a_dataset_of_their_own(monkeypatch):
+    monkeypatch.setattr("anyxform.starter.spoken._said", lambda language, text: np.ones(SAMPLE_RATE, np.float32))
+    (found,) = spoken([Draft("phrases", "1", {"en": "the red fish"})])
+    assert (found.dataset, found.key, list(found.media)) == ("phrases", "1", ["en-pico.ogg"])
+
+
+def test_examples_of_words_are_those_of_three_words_and_no_signs():
+    entry = '00001740 29 v 01 %s 0 003 | draw air into, and out of; "%s"; "%s" \n'
+    data = '  1 a licence that says "as it is here"\n' + entry % ("breathe", "I can breathe better; ", "breathe it")
+    data += entry % ("respire", "he had 12 red fish", "The patient is respiring.")
+    assert list(examples(data)) == ["I can breathe better", "The patient is respiring"]
 
 
 # The dataset as it was built

@@ -420,6 +420,17 @@ def test_a_run_goes_on_that_is_older_than_an_argument(decoding: str, tiny: Tiny,
     assert main(arguments) == (0 if decoding == "masked" else 2)
 
 
+def test_a_run_does_not_go_on_with_other_positions(
+    tiny: Tiny, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    assert main(tiny.train(copy, "resume=auto", "model.target_positions=along", "train.steps=7")) == 2
+    assert "was trained with model.target_positions='after', not 'along'" in " ".join(capsys.readouterr().err.split())
+    assert main(tiny.train(copy, "resume=auto", "+modality.text.pace=3", "train.steps=7")) == 2
+    assert "was trained with another text" in " ".join(capsys.readouterr().err.split())
+
+
 def test_what_a_run_was_trained_with_before_is_kept(tiny: Tiny, run_dir: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run_dir, copy)

@@ -11,6 +11,7 @@ from anyxform.pipeline import located
 
 KEY = "init_from"
 DEPTH = "depth"
+POSITIONS = "target_positions"
 NEEDED = ("dim", DEPTH, "num_heads")
 """Sizes that have no other to follow from."""
 
@@ -45,7 +46,10 @@ def directions_before(origin: Origin | None, start: Path | None, modalities: Con
 
 
 def sized(model: Mapping[str, Any], origin: Origin | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """A config's model with the sizes of its origin, or deeper. ValueError: an override says otherwise, or null."""
+    """A config's model with the sizes of its origin, or deeper, or with targets along their sources.
+
+    ValueError: an override says otherwise, or null.
+    """
     if origin is None:
         for name in NEEDED:
             if model.get(name) is None:
@@ -54,13 +58,15 @@ def sized(model: Mapping[str, Any], origin: Origin | None, overrides: Sequence[s
     words = {word.lstrip("+").partition("=")[0] for word in overrides}
     depth = model.get(DEPTH) if f"model.{DEPTH}" in words else None
     deeper = {DEPTH: depth} if depth is not None and depth > origin.sizes[DEPTH] else {}
+    along = f"model.{POSITIONS}" in words or model.get(POSITIONS) == "along"
+    free = deeper | ({POSITIONS: model[POSITIONS]} if along else {})
     for name, size in origin.sizes.items():
         said = "model" if "model" in words and name in model else f"model.{name}"
-        if said in words and model.get(name) != size and name not in deeper:
+        if said in words and model.get(name) != size and name not in free:
             raise ValueError(
                 f"{said}= says {name}={model.get(name)}, but {origin.folder} has {name}={size}: leave {said}= out"
             )
-    return {**model, **origin.sizes, **deeper}
+    return {**model, **origin.sizes, **free}
 
 
 def arguments(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,6 +83,7 @@ class Prefill(nn.Module):
         self.front_ends = nn.ModuleList(model.front_ends[it.name] for it in sources)
         self.source_embeddings = nn.ParameterList(model.source_embedding[it.name] for it in sources)
         self.register_buffer("conditions", model.condition_embedding.weight[list(conditions)].detach())
+        self.along = model.along
         self.slots, self.last, self.head = slots, "logits", model.targets[target]
         if decoding == "masked":
             self.head = self.head.length
@@ -103,7 +104,8 @@ class Prefill(nn.Module):
         states, keys, values = self.stack(x, torch.cat(places))
         length = torch.ones(x.shape[0], dtype=torch.long).sum()
         more = (0, 0, 0, 0, 0, self.slots - x.shape[0])
-        found = F.pad(keys, more), F.pad(values, more), length, start + asked
+        first = (start + asked) * (not self.along)
+        found = F.pad(keys, more), F.pad(values, more), length, first
         return *found, *self._last(states[-1])
 
     def _last(self, marker: Tensor) -> tuple[Tensor, ...]:

@@ -33,6 +33,7 @@ def build(out: Path, cache: Path, log: Callable[[str], None] = print) -> None:
     from anyxform.starter.emoji import emoji, styles
     from anyxform.starter.gazetteer import gazetteer
     from anyxform.starter.names import names
+    from anyxform.starter.phrases import phrases
     from anyxform.starter.prompts import prompts
     from anyxform.starter.stamps import stamps
 
@@ -48,6 +49,7 @@ def build(out: Path, cache: Path, log: Callable[[str], None] = print) -> None:
             log("without spoken texts: they need a synthesizer, pip install 'anyxform[spoken]'")
         else:
             texts = [draft for draft in drafts if draft.dataset != "styles"]  # whose texts are those of emoji
+            texts += phrases(cache)
             chunks = [texts[start : start + 500] for start in range(0, len(texts), 500)]
             said = [draft for found in pool.map(_speak, chunks) for draft in found]
             log(f"said the texts of {len(said)} samples")
@@ -154,5 +156,6 @@ def _attribution() -> str:
         "| --- | --- | --- | --- |",
     ]
     lines += [f"| {p.name} | {p.version} | {p.licence} | {p.about} |" for p in PACKAGES]
-    lines += ["", "The recordings of `spoken` are these texts, said by SVOX Pico (PyPI's `ttspico`, Apache-2.0)."]
+    said = "The recordings of `spoken` and `phrases` are these texts, said by SVOX Pico (PyPI's `ttspico`, Apache-2.0)."
+    lines += ["", said]
     return "\n".join(lines) + "\n"

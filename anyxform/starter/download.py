@@ -32,7 +32,7 @@ class Package:
 
 
 def _debian(name: str, version: str, sha256: str, licence: str, about: str) -> Package:
-    return Package("apt", name, version, f"{name}_{version}_all.deb", sha256, licence, about)
+    return Package("apt", name, version, f"{name}_{version.replace(':', '%3a')}_all.deb", sha256, licence, about)
 
 
 def _npm(name: str, version: str, sha256: str, licence: str, about: str) -> Package:
@@ -51,6 +51,10 @@ NAMES = _debian(
 CITIES = _debian(
     "libgweather-4-common", "4.2.0-2", "a2576a67753b924d717598d041c393eb5c802ebd9d67261b1995aafe2bcbc9ce",
     "GPL-2.0-or-later", "names of cities, by the GNOME project and its translators",
+)  # fmt: skip
+WORDS = _debian(
+    "wordnet-base", "1:3.0-37", "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
+    "WordNet-3.0", "WordNet, whose examples a synthesizer says; copyright 2006 by Princeton University",
 )  # fmt: skip
 _PROMPTS = {  # language: (licence, sha256 of the recordings, sha256 of the transcripts)
     "en": ("CC-BY-SA-3.0", "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806",
@@ -118,7 +122,7 @@ ANNOTATIONS = {
                                "4be946ff5815f806ec78b50363d577a769f2fbfb90c6380a44e161a92436996e",
                                "Unicode-3.0", "names of combined emoji in many languages, by Unicode"),
 }  # fmt: skip
-PACKAGES = [STAMPS, NAMES, CITIES, *(p for pair in PROMPTS.values() for p in pair),
+PACKAGES = [STAMPS, NAMES, CITIES, WORDS, *(p for pair in PROMPTS.values() for p in pair),
             *STYLES.values(), *MORE_STYLES.values(), *ANNOTATIONS.values()]  # fmt: skip
 
 

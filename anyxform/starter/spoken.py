@@ -14,12 +14,17 @@ from anyxform.starter.splits import share
 VOICES = {"de": "de-DE", "en": "en-US", "es": "es-ES", "fr": "fr-FR", "it": "it-IT"}
 FEWER = "gazetteer"
 """The dataset of which each name is said in one language alone."""
+ALONE = "phrases"
+"""The dataset that is nothing but what is said of it, and keeps its name."""
 MOST = 90
 """Characters; longer texts would take more than `LONGEST` seconds."""
 
 
 def spoken(drafts: Iterable[Draft]) -> Iterator[Draft]:
-    """A draft of dataset `spoken` for each whose texts can be said, with the same texts, so that it is in its split."""
+    """A draft for each whose texts can be said, with the same texts, so that it is in its split.
+
+    Its dataset is `spoken`, but `phrases` for those of it.
+    """
     for draft in drafts:
         languages = [it for it in VOICES if it in draft.text and len(draft.text[it]) <= MOST]
         if draft.dataset == FEWER and languages:
@@ -30,7 +35,9 @@ def spoken(drafts: Iterable[Draft]) -> Iterator[Draft]:
             if 0.2 * SAMPLE_RATE < len(samples) <= LONGEST * SAMPLE_RATE:
                 media[f"{language}-pico.ogg"] = opus(samples)
         if media:
-            yield Draft("spoken", f"{draft.dataset}-{draft.key}", draft.text, media, about=draft.about)
+            alone = draft.dataset == ALONE
+            dataset, key = (ALONE, draft.key) if alone else ("spoken", f"{draft.dataset}-{draft.key}")
+            yield Draft(dataset, key, draft.text, media, about=draft.about)
 
 
 def _said(language: str, text: str) -> np.ndarray:

@@ -3,6 +3,8 @@
 Letters: T tokens of one text, N tokens of all texts of a batch, D width.
 """
 
+import json
+import random
 import re
 import unicodedata
 from collections import Counter
@@ -47,16 +49,31 @@ class Text(Modality):
     joins: ClassVar[bool] = True
     most_repeats: ClassVar[int] = 6
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"wer", "cer"})
+    training_arguments: ClassVar[frozenset[str]] = frozenset({"augment"})
+    source_arguments: ClassVar[frozenset[str]] = frozenset({"pace"})
 
-    def __init__(self, vocab_size: int = 4096, max_length: int = 128, tokenizer: str | None = None) -> None:
+    def __init__(
+        self,
+        vocab_size: int = 4096,
+        max_length: int = 128,
+        tokenizer: str | None = None,
+        augment: float = 0.0,
+        pace: int = 1,
+    ) -> None:
         """`vocab_size`: the most tokens that `fit` may make; `tokenizer`: the JSON of a fitted byte-level tokenizer.
 
         Without one, the tokens are the 256 bytes. `max_length` counts tokens. Special tokens, such as a chat's, which a
         published tokenizer may have, are no codes: they are never written, and in a text they are ordinary characters.
+        `augment`: the share of a source's tokens that are taken apart in training, into the two that were merged, and
+        of those again, so that a word is known by its parts as well (after BPE dropout, arXiv 1910.13267).
+        `pace`: how far a token is from the next; where targets run along their sources, as far as their tokens are.
         """
-        if vocab_size < 256 or max_length < 1:
-            raise ValueError(f"text needs vocab_size >= 256 and max_length >= 1, not {vocab_size} and {max_length}")
-        self.largest_vocab_size = vocab_size
+        if vocab_size < 256 or max_length < 1 or not 0 <= augment <= 1 or pace < 1:
+            raise ValueError(
+                "text needs vocab_size >= 256, max_length >= 1, augment from 0 to 1 and pace >= 1, "
+                f"not {vocab_size}, {max_length}, {augment} and {pace}"
+            )
+        self.largest_vocab_size, self.augment, self.pace = vocab_size, augment, pace
         self.max_length = max_length
         self._use(_byte_tokenizer() if tokenizer is None else _read(tokenizer))
         self.fitted = tokenizer is not None
@@ -68,6 +85,26 @@ class Text(Modality):
         self._ids = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special]
         self._codes = {number: code for code, number in enumerate(self._ids)}
         self.vocab_size = len(self._ids)
+        self._merged = self._merged_from() if self.augment else {}
+
+    def _merged_from(self) -> dict[int, tuple[int, int]]:
+        """The codes of the two tokens that one was merged from, by its code."""
+        vocabulary, found = self.tokenizer.get_vocab(), dict[int, tuple[int, int]]()
+        for merge in json.loads(self.tokenizer.to_str())["model"]["merges"]:
+            left, right = merge.split(" ") if isinstance(merge, str) else merge  # both ways of writing are in use
+            whole, *parts = (self._codes[vocabulary[token]] for token in (left + right, left, right))
+            found.setdefault(whole, (parts[0], parts[1]))
+        return found
+
+    def _taken_apart(self, codes: list[int], chance: random.Random) -> list[int]:
+        found, left = list[int](), codes[::-1]
+        while left:
+            code = left.pop()
+            if code in self._merged and chance.random() < self.augment:
+                left += self._merged[code][::-1]
+            else:
+                found.append(code)
+        return found
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -97,6 +134,9 @@ class Text(Modality):
                 f"the text {value[:40]!r}… has {len(ids)} tokens, more than max_length={self.max_length}: "
                 "split it, or train with a larger modality.text.max_length"
             )
+        if train and self.augment:
+            parts = self._taken_apart(ids, random.Random(int(torch.randint(2**62, (), generator=generator))))
+            ids = parts if len(parts) <= self.max_length else ids
         return torch.tensor(ids)
 
     def _encode(self, text: str) -> list[int]:
@@ -117,7 +157,7 @@ class Text(Modality):
         return tensor
 
     def code_positions(self, length: int) -> Tensor:
-        return torch.arange(length).unsqueeze(1)
+        return self.pace * torch.arange(length).unsqueeze(1)
 
     def from_codes(self, codes: Tensor) -> str:
         """Bytes that are not UTF-8, as a model may produce, become U+FFFD."""
@@ -260,6 +300,8 @@ class Text(Modality):
             "vocab_size": self.largest_vocab_size,
             "max_length": self.max_length,
             "tokenizer": self.tokenizer.to_str() if self.fitted else None,
+            "augment": self.augment,
+            "pace": self.pace,
         }
 
     @classmethod

@@ -5,6 +5,7 @@ import unicodedata
 import pytest
 import torch
 
+from anyxform.stored_codes import digest_of
 from modalities.text import Text
 
 STRINGS = [
@@ -42,6 +43,29 @@ def test_fitting_makes_texts_shorter(fitted: Text) -> None:
     assert 256 < fitted.vocab_size <= 400
     assert len(fitted.preprocess("red fish number 7")) < len(Text().preprocess("red fish number 7")) / 2
     assert fitted.report(["red fish number 7"])["bytes_per_token"] > 2
+
+
+@pytest.mark.parametrize("augment", [0.3, 1.0])
+def test_sources_are_taken_apart_in_training_and_are_the_same_text(fitted: Text, augment: float) -> None:
+    text, string = Text(**fitted.config() | {"augment": augment}), "a red fish number 7, жёлтая"
+    whole = text.preprocess(string)
+    assert torch.equal(whole, fitted.preprocess(string))
+    apart = [text.preprocess(string, train=True, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    assert all(text.from_codes(codes) == string for codes in apart)
+    assert {len(codes) for codes in apart} == {len(string.encode())} if augment == 1 else len(set(map(len, apart))) > 2
+    assert min(map(len, apart)) >= len(whole)
+    assert torch.equal(fitted.preprocess(string, train=True), whole)
+
+
+def test_what_would_be_too_long_taken_apart_stays_whole(fitted: Text) -> None:
+    text = Text(**fitted.config() | {"augment": 1.0, "max_length": len(fitted.preprocess("red fish"))})
+    assert torch.equal(text.preprocess("red fish", train=True), fitted.preprocess("red fish"))
+
+
+def test_the_pace_is_from_a_token_to_the_next() -> None:
+    text = Text(pace=3)
+    assert text.code_positions(3).tolist() == text.source_positions(text.preprocess("abc")).tolist() == [[0], [3], [6]]
+    assert digest_of(text) == digest_of(Text())  # its codes are the same
 
 
 def test_accents_are_one_token_however_they_are_typed(fitted: Text) -> None:
