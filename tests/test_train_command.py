@@ -232,7 +232,7 @@ def test_too_many_broken_samples_stop_the_run(tiny: Tiny, tmp_path: Path, capsys
     [
         (["resume=auto", "seed=4", "train.steps=9"], "was trained with seed=3, not 4: resume with that, or start anew"),
         (["resume=auto", "data.pool=8", "train.steps=9"], "was trained with data.pool=16, not 8"),
-        (["resume=auto", "model.dim=16", "train.steps=9"], r"weights.safetensors is of another model: "),
+        (["resume=auto", "model.dim=16", "train.steps=9"], "was trained with model.dim=32, not 16: resume with that"),
         (["resume=auto", "~modality@modality.audio", "train.steps=9"], "was trained with the conditions"),
         ([], "holds a run already: go on with it by resume=auto, or give another run_dir"),
         (["resume=nowhere"], "resume=nowhere is no whole checkpoint: give auto, or a folder such as"),
