@@ -259,6 +259,10 @@ def first_checkpoint(run_dir: Path, wanted: str | bool | None, *, named: bool) -
     return folder
 
 
+FREE = frozenset({"dropout", "layer_dropout"})
+"""Of the model, what may change when a run goes on."""
+
+
 def load(folder: Path, state: TrainState, settings: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
     """Bring a fresh state of the same run to where the checkpoint, a whole one (`is_whole`), was taken.
 
@@ -274,7 +278,9 @@ def load(folder: Path, state: TrainState, settings: Mapping[str, Any], modalitie
             f"{list(state.model.condition_ids)}: resume with the same data"
         )
     _check_modalities(folder, config["modalities"], modalities)
-    _check_same(folder, *_compared(state.model, config["model"]), "model.")
+    now = state.model.config()
+    before = _completed(config["model"], now, Transformer)
+    _check_same(folder, _without(before, FREE), _without(now, FREE), "model.")
     raw = folder / "weights.safetensors"
     raw = raw if checkpoint.holds(raw) else folder / "model.safetensors"
     checkpoint.load_tensors(checkpoint.model_tensors(state.model), raw)
@@ -307,21 +313,19 @@ def _check_modalities(folder: Path, saved: Mapping[str, Any], modalities: Mappin
             )
 
 
-def _compared(model: Transformer, saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The saved config of a model and that of the one here, without what may change: see `_is_same`."""
-    now, known = model.config(), inspect.signature(Transformer).parameters
-    before = {key: known[key].default for key in now} | dict(saved)
-    return tuple({key: it for key, it in config.items() if "dropout" not in key} for config in (before, now))  # type: ignore[return-value]
-
-
 def _is_same(modality: Modality, saved: Mapping[str, Any], states: Mapping[str, Tensor]) -> bool:
-    """Whether it was saved so. Arguments that are newer than that had their defaults, which change nothing."""
-    now, known = json.loads(json.dumps(modality.config())), inspect.signature(type(modality)).parameters
-    before = {key: known[key].default for key in now if key in known} | dict(saved)
+    now = json.loads(json.dumps(modality.config()))
+    before = _completed(saved, now, type(modality))
     free, own = modality.training_arguments, {f"{modality.name}.{key}": it for key, it in modality.state().items()}
     return _without(before, free) == _without(now, free) and all(
         key in states and torch.equal(states[key], tensor.cpu()) for key, tensor in own.items()
     )
+
+
+def _completed(saved: Mapping[str, Any], now: Mapping[str, Any], made: type) -> dict[str, Any]:
+    """A saved config with the arguments that are newer than it: their defaults do what was done without them."""
+    known = inspect.signature(made).parameters
+    return {key: known[key].default for key in now if key in known} | dict(saved)
 
 
 def _without(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:

@@ -68,9 +68,9 @@ class Text(Modality):
         of those again, so that a word is known by its parts as well (after BPE dropout, arXiv 1910.13267).
         `pace`: how far a token is from the next; where targets run along their sources, as far as their tokens are.
         """
-        if vocab_size < 256 or max_length < 1 or not 0 <= augment <= 1 or pace < 1:
+        if vocab_size < 256 or max_length < 1 or not 0 <= augment <= 1 or pace < 1 or pace % 1:
             raise ValueError(
-                "text needs vocab_size >= 256, max_length >= 1, augment from 0 to 1 and pace >= 1, "
+                "text needs vocab_size >= 256, max_length >= 1, augment from 0 to 1 and a whole pace >= 1, "
                 f"not {vocab_size}, {max_length}, {augment} and {pace}"
             )
         self.largest_vocab_size, self.augment, self.pace = vocab_size, augment, pace
@@ -90,7 +90,7 @@ class Text(Modality):
     def _merged_from(self) -> dict[int, tuple[int, int]]:
         """The codes of the two tokens that one was merged from, by its code."""
         vocabulary, found = self.tokenizer.get_vocab(), dict[int, tuple[int, int]]()
-        for merge in json.loads(self.tokenizer.to_str())["model"]["merges"]:
+        for merge in json.loads(self.tokenizer.to_str())["model"].get("merges", ()):
             left, right = merge.split(" ") if isinstance(merge, str) else merge  # both ways of writing are in use
             whole, *parts = (self._codes[vocabulary[token]] for token in (left + right, left, right))
             found.setdefault(whole, (parts[0], parts[1]))

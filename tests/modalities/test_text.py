@@ -66,6 +66,8 @@ def test_the_pace_is_from_a_token_to_the_next() -> None:
     text = Text(pace=3)
     assert text.code_positions(3).tolist() == text.source_positions(text.preprocess("abc")).tolist() == [[0], [3], [6]]
     assert digest_of(text) == digest_of(Text())  # its codes are the same
+    with pytest.raises(ValueError, match=r"a whole pace >= 1, not 256, 128, 0\.0 and 1\.5"):
+        Text(vocab_size=256, pace=1.5)  # type: ignore[arg-type]
 
 
 def test_accents_are_one_token_however_they_are_typed(fitted: Text) -> None:
