@@ -99,6 +99,12 @@ def test_seconds_are_tokens(audio: Audio, spec: str, tokens: list[int]) -> None:
     assert (~keep).nonzero().flatten().tolist() == tokens and codes.shape == (20, 6)
 
 
+def test_what_is_made_anew_reaches_as_far_as_the_codebooks_are_late() -> None:
+    audio, value = Audio(width=16, num_codebooks=3, delay=True), sound(1.0)
+    codes, keep = audio.divided(value, audio.region("0.1:0.2", value))
+    assert (~keep).nonzero().flatten().tolist() == [2, 3, 4, 5] and codes.shape == (22, 3)
+
+
 @pytest.mark.parametrize("rate", [16_000, 44_100])
 def test_samples_outside_of_a_range_stay(audio: Audio, rate: int) -> None:
     value = sound(1.0, rate)

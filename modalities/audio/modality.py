@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anyxform.modality import Modality, Piece, Score, check_decoding
 from modalities.audio import judge, region, spectrogram, waveform
 from modalities.audio.augment import augment
+from modalities.audio.delay import delayed, undelayed
 from modalities.audio.waveform import SAMPLE_RATE, Waveform
 from modalities.audio.windows import windows
 
@@ -43,11 +44,13 @@ class Audio(Modality):
         augment: float = 1.0,
         vocoder: str = "griffin-lim",
         decoding: str = "masked",
+        delay: bool = False,
     ) -> None:
         """
         `max_seconds`: longer recordings are refused. `levels`: of each of `num_codebooks` quantisers, whose product is
         a codebook's size. `width`: channels of the tokenizer. `augment`: strength in training, 0 for none.
-        `decoding`: ``masked``, or ``autoregressive``, left to right.
+        `decoding`: ``masked``, or ``autoregressive``, left to right. `delay`: each codebook is a token behind the one
+        before it, so that a code is chosen when those of its frames in the codebooks before are known.
         """
         if max_seconds <= 0 or num_codebooks < 1 or not 0 <= augment <= 1 or min(levels, default=0) < 3:
             raise ValueError(
@@ -58,13 +61,15 @@ class Audio(Modality):
             raise ValueError(f"audio has no vocoder {vocoder!r}: use one of {', '.join(VOCODERS)}")
         self._config = {
             "max_seconds": max_seconds, "levels": list(levels), "num_codebooks": num_codebooks, "width": width,
-            "augment": augment, "vocoder": vocoder, "decoding": decoding,
+            "augment": augment, "vocoder": vocoder, "decoding": decoding, "delay": delay,
         }  # fmt: skip
         self.decoding = check_decoding(self.name, decoding)
         self.max_seconds, self.augment, self.vocoder = max_seconds, augment, vocoder
         self.num_codebooks = num_codebooks
         self.vocab_size = math.prod(levels)
-        self.max_length = math.ceil(max_seconds * SAMPLE_RATE / (spectrogram.HOP * STRIDE))
+        self.delay = delay and num_codebooks > 1
+        self.longest = math.ceil(max_seconds * SAMPLE_RATE / (spectrogram.HOP * STRIDE))  # without the delay
+        self.max_length = self.longest + (num_codebooks - 1 if self.delay else 0)
         self.tokenizer = _tokenizer(tuple(levels), num_codebooks, width)
 
     def load(self, data: bytes) -> Waveform:
@@ -93,26 +98,30 @@ class Audio(Modality):
         return ConvStem(dim)
 
     def codes(self, tensor: Tensor) -> Tensor:
-        return self.tokenizer.encode(tensor[None])[0]
+        codes = self.tokenizer.encode(tensor[None])[0]
+        return delayed(codes) if self.delay else codes
 
     def code_positions(self, length: int) -> Tensor:
         return torch.arange(length)[:, None]
 
     def from_codes(self, codes: Tensor) -> Waveform:
-        frames = self.tokenizer.decode(codes.reshape(1, -1, self.num_codebooks))[0]
+        codes = codes.reshape(-1, self.num_codebooks)
+        frames = self.tokenizer.decode((undelayed(codes) if self.delay else codes)[None])[0]
         return Waveform(VOCODERS[self.vocoder](frames))
 
     @property
     def source_sizes(self) -> range:
-        return range(STRIDE, STRIDE * self.max_length + 1, STRIDE)
+        return range(STRIDE, STRIDE * self.longest + 1, STRIDE)
 
     def decoder(self) -> nn.Module:
+        """Of codes of which the `delay` has been undone, as `recipe` says by how many tokens."""
         from modalities.audio.tokenizer import Decoder
 
         return Decoder(self.tokenizer)
 
     def recipe(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        return spectrogram.recipe() | {"sample_rate": SAMPLE_RATE, "multiple_of_frames": STRIDE}, {}
+        own = {"sample_rate": SAMPLE_RATE, "multiple_of_frames": STRIDE, "tokens_behind": int(self.delay)}
+        return spectrogram.recipe() | own, {}
 
     def region(self, spec: str, value: Waveform) -> Tensor:
         """The mask of the samples of ``from:to`` in seconds, such as ``0:1.5``."""
@@ -124,7 +133,8 @@ class Audio(Modality):
 
     def divided(self, value: Waveform, mask: Tensor) -> tuple[Tensor, Tensor]:
         codes = self.codes(self.preprocess(value))
-        return codes, ~region.touched(mask, value.sample_rate, STRIDE, len(codes))
+        reach = self.num_codebooks - 1 if self.delay else 0
+        return codes, ~region.touched(mask, value.sample_rate, STRIDE, len(codes), reach)
 
     def paste(self, original: Waveform, edited: Waveform, mask: Tensor) -> Waveform:
         return region.paste(original, edited, mask)
@@ -169,7 +179,7 @@ class Audio(Modality):
         distances, used = [], torch.zeros(self.num_codebooks, self.vocab_size)
         for value in values:
             frames = _frames(value)
-            codes = self.codes(frames)
+            codes = self.tokenizer.encode(frames[None])[0]
             distances.append(spectrogram.distance(self.tokenizer.decode(codes[None])[0], frames))
             for book, row in enumerate(codes.T):
                 used[book] += row.bincount(minlength=self.vocab_size)
@@ -187,7 +197,7 @@ class Audio(Modality):
         from modalities.audio.picture import spectrograms
 
         frames = [_frames(value) for value in values[:MAX_COMPARED]]
-        again = [self.tokenizer.decode(self.codes(clip)[None])[0] for clip in frames]
+        again = [self.tokenizer.decode(self.tokenizer.encode(clip[None]))[0] for clip in frames]
         spectrograms([clip for pair in zip(frames, again) for clip in pair]).save(path, "PNG")
 
     def config(self) -> dict[str, Any]:

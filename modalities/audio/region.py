@@ -41,11 +41,11 @@ def extended(spec: str, value: Waveform) -> tuple[Waveform, Tensor]:
     return Waveform(F.pad(value.samples, padding), value.sample_rate), mask
 
 
-def touched(mask: Tensor, sample_rate: int, stride: int, length: int) -> Tensor:
-    """Which of `length` tokens of `stride` frames each have a sample of the mask."""
-    tokens = mask.nonzero().flatten() * SAMPLE_RATE // (sample_rate * HOP * stride)
+def touched(mask: Tensor, sample_rate: int, stride: int, length: int, reach: int = 0) -> Tensor:
+    """Which of `length` tokens of `stride` frames each have a sample of the mask, or one of the `reach` before has."""
+    tokens = (mask.nonzero().flatten() * SAMPLE_RATE // (sample_rate * HOP * stride)).unique()
     found = torch.zeros(length, dtype=torch.bool)
-    found[tokens.clamp_max(length - 1)] = True
+    found[(tokens[:, None] + torch.arange(reach + 1)).clamp_max(length - 1)] = True
     return found
 
 

@@ -332,6 +332,31 @@ def test_a_token_is_four_frames_and_several_codes(num_codebooks: int) -> None:
     assert audio.from_codes(codes[0]).seconds == 1
 
 
+def test_a_codebook_is_a_token_behind_the_one_before() -> None:
+    plain, audio = (Audio(width=16, num_codebooks=3, levels=(4, 3), delay=delay) for delay in (False, True))
+    frames = plain.preprocess(sweep())
+    codes, late = plain.codes(frames), audio.codes(frames)
+    assert codes.shape == (20, 3) and late.shape == (22, 3)
+    for k in range(3):
+        assert torch.equal(late[k : k + 20, k], codes[:, k])
+    assert not late[:2, 2].any() and not late[20:, 0].any()
+    assert torch.equal(audio.from_codes(late).samples, plain.from_codes(codes).samples)
+    assert audio.recipe()[0]["tokens_behind"] == 1 and plain.recipe()[0]["tokens_behind"] == 0
+    assert audio.report([sweep()]) == plain.report([sweep()])
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+def test_what_ended_before_all_codebooks_began_is_a_sound(tokens: int) -> None:
+    audio = Audio(width=16, num_codebooks=3, levels=(4, 3), delay=True)
+    assert audio.from_codes(torch.ones(tokens, 3, dtype=torch.long)).seconds == 0.05
+
+
+def test_the_longest_recording_fits_with_its_delay() -> None:
+    audio = Audio(max_seconds=0.5, width=16, num_codebooks=3, levels=(4, 3), delay=True)
+    tensor = audio.preprocess(Waveform(torch.ones(8000)))
+    assert len(audio.codes(tensor)) == audio.max_length == 12 and len(tensor) == audio.source_sizes[-1]
+
+
 def test_every_code_can_be_reached_and_told_apart() -> None:
     tokenizer = Audio(width=16, num_codebooks=2, levels=(4, 3)).tokenizer
     every = torch.cartesian_prod(torch.arange(12), torch.arange(12))
