@@ -75,13 +75,13 @@ class Laid:
     x: Tensor  # [B, P, D]
     positions: Tensor  # [B, P, 3]
     prefix: Tensor  # [B, P] bool: what is no padding
-    along: bool  # whether targets begin where their sources do
+    along: Tensor  # [B] bool: whose targets begin where their sources do
 
     @property
     def first(self) -> Tensor:
         """The position of each row's first target token ``[B]``."""
         after = self.markers(self.positions)[:, 0] + 1
-        return torch.zeros_like(after) if self.along else after
+        return after.masked_fill(self.along, 0)
 
     def markers(self, x: Tensor) -> Tensor:
         """Of what is there for each token ``[B, P, …]`` that of each prefix' last one ``[B, …]``."""
@@ -100,7 +100,8 @@ def lay_out(model: Transformer, examples: Sequence[Example]) -> Laid:
     x = weight.new_zeros(rows, longest, model.dim)
     positions = batch.positions.new_zeros(rows, longest, AXES)
     x[prefix], positions[prefix] = model.embed(batch).to(x.dtype), batch.positions
-    return Laid(x, positions, prefix, model.along)
+    along = torch.tensor([it.target.modality in model.along for it in examples], device=weight.device)
+    return Laid(x, positions, prefix, along)
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ class Modality(ABC):
     training_arguments: ClassVar[frozenset[str]] = frozenset()
     """The constructor's arguments that only training heeds: a run may go on with others."""
     source_arguments: ClassVar[frozenset[str]] = frozenset()
-    """The constructor's arguments that only sources heed: codes are the same whatever they are."""
+    """The constructor's arguments on which codes do not depend, such as where tokens stand."""
 
     unit: ClassVar[str] = ""
     """In which the spans of its pieces are measured, such as ``seconds``."""
@@ -144,7 +144,7 @@ class Modality(ABC):
 
     @abstractmethod
     def code_positions(self, length: int) -> Tensor:
-        """Positions ``[length, A]`` (int64, from 0) of the tokens of a target of that length."""
+        """Positions ``[length, A]`` (numbers from 0) of the tokens of a target of that length."""
 
     @abstractmethod
     def from_codes(self, codes: Tensor) -> Any:

@@ -64,7 +64,8 @@ class Transformer(nn.Module):
 
     `layer_dropout`: with what probability a training step skips the last block; see `train.skipped_blocks`.
     `target_positions`: whether a target's positions count on ``after`` those of its prefix, or run ``along`` those of
-    its source, from the same first one: what is said in the same order is then near at once.
+    its source, from the same first one: what is said in the same order is then near at once. Of all targets, or by
+    modality, ``{"audio": "along"}``, the others' after.
     """
 
     def __init__(
@@ -84,16 +85,12 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         layer_dropout: float = 0.0,
         tie_embeddings: bool = True,
-        target_positions: str = "after",
+        target_positions: str | Mapping[str, str] = "after",
     ) -> None:
         super().__init__()
         if min(dim, depth, num_heads) < 1 or (num_kv_heads or 1) < 1:
             raise ValueError(
                 f"dim={dim}, depth={depth}, num_heads={num_heads}, num_kv_heads={num_kv_heads}: give 1 or more"
-            )
-        if target_positions not in TARGET_POSITIONS:
-            raise ValueError(
-                f"target_positions={target_positions}: {did_you_mean(str(target_positions), TARGET_POSITIONS)}"
             )
         num_kv_heads = num_kv_heads or num_heads
         head_dim = head_dim or dim // num_heads
@@ -106,9 +103,9 @@ class Transformer(nn.Module):
             "dim": dim, "depth": depth, "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim,
             "hidden_dim": hidden_dim, "rope_theta": rope_theta, "norm_eps": norm_eps, "qk_norm": qk_norm,
             "dropout": dropout, "layer_dropout": layer_dropout, "tie_embeddings": tie_embeddings,
-            "target_positions": target_positions,
+            "target_positions": target_positions if isinstance(target_positions, str) else dict(target_positions),
         }  # fmt: skip
-        self.along = target_positions == "along"
+        self.along = _along(target_positions, list(modalities))
         self.dim, self.head_dim, self.rope_theta, self.layer_dropout = dim, head_dim, rope_theta, layer_dropout
         self.condition_ids = {name: number for number, name in enumerate(conditions)}
         self.front_ends: Any = nn.ModuleDict({name: modality.front_end(dim) for name, modality in modalities.items()})
@@ -178,8 +175,7 @@ class Transformer(nn.Module):
     def states(self, batch: Batch, exits: Sequence[int] = (), skips: Sequence[int] = ()) -> list[Tensor]:
         """States ``[N, D]`` of a packed row: after `exits` blocks each, then after all but the blocks in `skips`."""
         x = self.embed(batch)
-        positions = batch.along if self.along else batch.positions
-        angles = rope(positions, self.head_dim, self.rope_theta)
+        angles = rope(batch.along(self.along), self.head_dim, self.rope_theta)
         attend = packed_attention(batch.segments, batch.size, x.device)
         return self.run_blocks(x, angles, [attend] * len(self.blocks), exits, skips)
 
@@ -194,6 +190,19 @@ class Transformer(nn.Module):
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _along(chosen: str | Mapping[str, str], modalities: Sequence[str]) -> frozenset[str]:
+    """The modalities whose targets run along their sources. ValueError: a choice or a modality that there is not."""
+    by_name = isinstance(chosen, Mapping)
+    choices = dict(chosen) if by_name else dict.fromkeys(modalities, chosen)
+    for name in choices:
+        if name not in modalities:
+            raise ValueError(f"target_positions of {name!r}: {did_you_mean(name, modalities)}")
+    for choice in choices.values() if by_name else [chosen]:
+        if choice not in TARGET_POSITIONS:
+            raise ValueError(f"target_positions={choice}: {did_you_mean(str(choice), TARGET_POSITIONS)}")
+    return frozenset(name for name, choice in choices.items() if choice == "along")
 
 
 def compile_blocks(model: Transformer, whole: bool | None = None) -> None:

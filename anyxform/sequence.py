@@ -9,7 +9,7 @@ Nothing is seen across segments. Letters: N tokens of the row, T tokens of a val
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -149,10 +149,13 @@ class Batch:
     direction_labels: list[int] = field(default_factory=list)  # how many labels each direction has
     alignments: dict[str, PackedAlignments] = field(default_factory=dict)
 
-    @property
-    def along(self) -> Tensor:
-        """Positions ``[size, 3]`` of which each target's begin at 0, as those of its first source do."""
-        return self.positions - self.leads
+    def along(self, modalities: Collection[str]) -> Tensor:
+        """Positions ``[size, 3]`` of which those of targets of these modalities begin at 0, as their first source's."""
+        chosen = [target.index for name, target in self.targets.items() if name in modalities]
+        if not chosen:
+            return self.positions
+        index = torch.cat(chosen)
+        return self.positions.index_add(0, index, -self.leads[index].expand(-1, AXES).to(self.positions.dtype))
 
     @property
     def num_labels(self) -> int:

@@ -66,7 +66,7 @@ def close(ours, theirs, atol=1e-5):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("target_positions", ["after", "along"])
+@pytest.mark.parametrize("target_positions", ["after", "along", {"text": "along"}], ids=str)
 @pytest.mark.parametrize("causal", [True, False])
 def test_cached_states_equal_the_packed_forward(causal, target_positions):
     model, batch = decided_model(target_positions=target_positions), examples(causal)

@@ -101,7 +101,7 @@ def test_graphs_of_another_model_are_an_error(checkpoint: Path, captioner: Path)
 def test_graphs_know_of_targets_along_their_sources(direction: str, checkpoint: Path, tmp_path: Path) -> None:
     """`export` compares its answers with the model's."""
     ax = load(checkpoint)
-    ax.model.along = True
+    ax.model.along = frozenset(ax.modalities)
     export(Task(ax.model, ax.modalities, Direction.parse(direction)), tmp_path, "torch", [["a red disc"]])
 
 

@@ -276,6 +276,13 @@ def test_targets_along_their_sources_begin_with_a_checkpoint_of_ours(run_dir: Pa
     assert main(tiny.train(tmp_path / "after", *then, "model.target_positions=after")) == 0
     found = {name: load(tmp_path / name).model.config()["target_positions"] for name in ("along", "same", "after")}
     assert found == {"along": "along", "same": "along", "after": "after"}
+    speech = ("model.target_positions={audio: along}", "+modality.audio.pace=0.33", "+modality.audio.delay=true")
+    assert main(tiny.train(tmp_path / "speech", f"model.init_from={run_dir}", *speech, "train.steps=1")) == 0
+    assert (
+        main(tiny.train(tmp_path / "speech", f"model.init_from={run_dir}", *speech, "train.steps=2", "resume=auto"))
+        == 0
+    )
+    assert load(tmp_path / "speech").model.along == {"audio"}
 
 
 def test_tables_of_another_tokenizer_are_left(

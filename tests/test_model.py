@@ -61,10 +61,16 @@ def test_impossible_heads_are_refused(sizes: dict[str, int]) -> None:
 def test_unknown_target_positions_are_refused() -> None:
     with pytest.raises(ValueError, match="target_positions=allong: did you mean 'along'"):
         plain_model(**PRESETS["nano"], target_positions="allong")
+    with pytest.raises(ValueError, match="target_positions=0: "):
+        plain_model(**PRESETS["nano"], target_positions={"text": 0})
+    with pytest.raises(ValueError, match="target_positions of 'texts': did you mean 'text'"):
+        plain_model(**PRESETS["nano"], target_positions={"texts": "along"})
 
 
-def test_config_rebuilds_the_model() -> None:
-    model = toy_model(num_kv_heads=1, layer_dropout=0.3, rope_theta=5e5, tie_embeddings=False, target_positions="along")
+@pytest.mark.parametrize("target_positions", ["along", {"text": "along"}], ids=str)
+def test_config_rebuilds_the_model(target_positions: str | dict[str, str]) -> None:
+    others = {"tie_embeddings": False, "target_positions": target_positions}
+    model = toy_model(num_kv_heads=1, layer_dropout=0.3, rope_theta=5e5, **others)
     again = Transformer(modalities=toys(), conditions=list(CONDITIONS), **model.config())
     again.load_state_dict(model.state_dict())
     assert again.config() == model.config()

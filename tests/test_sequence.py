@@ -41,10 +41,18 @@ def test_a_left_to_right_segment():
 
 def test_targets_along_their_sources_begin_where_these_do():
     batch = pack([caption(), drawing(), caption((1,))], IDS, size=32)
-    assert torch.equal(batch.along[:6], batch.positions[:6])  # the picture, and what is asked for
-    assert batch.along[6:9].tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
-    assert batch.along[12:16].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
-    assert not batch.along[batch.num_tokens :].any()
+    along = batch.along({"text", "image"})
+    assert torch.equal(along[:6], batch.positions[:6])  # the picture, and what is asked for
+    assert along[6:9].tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
+    assert along[12:16].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
+    assert not along[batch.num_tokens :].any()
+
+
+def test_targets_of_some_modalities_alone_run_along_their_sources():
+    batch = pack([caption(), drawing()], IDS)
+    assert torch.equal(batch.along(()), batch.positions) and torch.equal(batch.along({"audio"}), batch.positions)
+    text = batch.along({"text"})
+    assert text[6:9].tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]] and torch.equal(text[9:], batch.positions[9:])
 
 
 def test_a_masked_segment_hides_what_it_asks_for():

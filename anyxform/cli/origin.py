@@ -58,7 +58,7 @@ def sized(model: Mapping[str, Any], origin: Origin | None, overrides: Sequence[s
     words = {word.lstrip("+").partition("=")[0] for word in overrides}
     depth = model.get(DEPTH) if f"model.{DEPTH}" in words else None
     deeper = {DEPTH: depth} if depth is not None and depth > origin.sizes[DEPTH] else {}
-    along = f"model.{POSITIONS}" in words or model.get(POSITIONS) == "along"
+    along = f"model.{POSITIONS}" in words or model.get(POSITIONS) not in (None, "after")
     free = deeper | ({POSITIONS: model[POSITIONS]} if along else {})
     for name, size in origin.sizes.items():
         said = "model" if "model" in words and name in model else f"model.{name}"

@@ -83,7 +83,7 @@ class Prefill(nn.Module):
         self.front_ends = nn.ModuleList(model.front_ends[it.name] for it in sources)
         self.source_embeddings = nn.ParameterList(model.source_embedding[it.name] for it in sources)
         self.register_buffer("conditions", model.condition_embedding.weight[list(conditions)].detach())
-        self.along = model.along
+        self.along = target in model.along
         self.slots, self.last, self.head = slots, "logits", model.targets[target]
         if decoding == "masked":
             self.head = self.head.length

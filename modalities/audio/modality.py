@@ -34,6 +34,7 @@ class Audio(Modality):
     joins: ClassVar[bool] = True
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"lsd", "duration_error", "judge_wer", "judge_cer"})
     training_arguments: ClassVar[frozenset[str]] = frozenset({"augment"})
+    source_arguments: ClassVar[frozenset[str]] = frozenset({"pace"})
 
     def __init__(
         self,
@@ -45,25 +46,30 @@ class Audio(Modality):
         vocoder: str = "griffin-lim",
         decoding: str = "masked",
         delay: bool = False,
+        pace: float = 1.0,
     ) -> None:
         """
         `max_seconds`: longer recordings are refused. `levels`: of each of `num_codebooks` quantisers, whose product is
         a codebook's size. `width`: channels of the tokenizer. `augment`: strength in training, 0 for none.
         `decoding`: ``masked``, or ``autoregressive``, left to right. `delay`: each codebook is a token behind the one
-        before it, so that a code is chosen when those of its frames in the codebooks before are known.
+        before it, so that a code is chosen when those of its frames in the codebooks before are known. `pace`: how far
+        a target's token is from the next, for targets that run along texts, whose tokens take longer to say.
         """
-        if max_seconds <= 0 or num_codebooks < 1 or not 0 <= augment <= 1 or min(levels, default=0) < 3:
+        fine = max_seconds > 0 and num_codebooks >= 1 and 0 <= augment <= 1 and min(levels, default=0) >= 3
+        if not fine or not 0 < pace < math.inf:
             raise ValueError(
-                "audio needs max_seconds > 0, num_codebooks >= 1, augment from 0 to 1 and levels >= 3, "
-                f"not {max_seconds}, {num_codebooks}, {augment} and {list(levels)}"
+                "audio needs max_seconds > 0, num_codebooks >= 1, augment from 0 to 1, levels >= 3 and pace > 0, "
+                f"not {max_seconds}, {num_codebooks}, {augment}, {list(levels)} and {pace}"
             )
         if vocoder not in VOCODERS:
             raise ValueError(f"audio has no vocoder {vocoder!r}: use one of {', '.join(VOCODERS)}")
         self._config = {
             "max_seconds": max_seconds, "levels": list(levels), "num_codebooks": num_codebooks, "width": width,
             "augment": augment, "vocoder": vocoder, "decoding": decoding, "delay": delay,
+            "pace": pace,
         }  # fmt: skip
         self.decoding = check_decoding(self.name, decoding)
+        self.pace = pace
         self.max_seconds, self.augment, self.vocoder = max_seconds, augment, vocoder
         self.num_codebooks = num_codebooks
         self.vocab_size = math.prod(levels)
@@ -102,7 +108,7 @@ class Audio(Modality):
         return delayed(codes) if self.delay else codes
 
     def code_positions(self, length: int) -> Tensor:
-        return torch.arange(length)[:, None]
+        return torch.arange(length)[:, None] * (int(self.pace) if self.pace % 1 == 0 else self.pace)
 
     def from_codes(self, codes: Tensor) -> Waveform:
         codes = codes.reshape(-1, self.num_codebooks)

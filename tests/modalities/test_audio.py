@@ -345,6 +345,13 @@ def test_a_codebook_is_a_token_behind_the_one_before() -> None:
     assert audio.report([sweep()]) == plain.report([sweep()])
 
 
+def test_the_pace_is_from_a_targets_token_to_the_next() -> None:
+    audio = Audio(width=16, pace=0.25)
+    assert audio.code_positions(3)[:, 0].tolist() == [0, 0.25, 0.5]
+    assert audio.source_positions(torch.zeros(12, 80))[:, 0].tolist() == [0, 1, 2]
+    assert not Audio(width=16).code_positions(3).is_floating_point()
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 3])
 def test_what_ended_before_all_codebooks_began_is_a_sound(tokens: int) -> None:
     audio = Audio(width=16, num_codebooks=3, levels=(4, 3), delay=True)
