@@ -194,15 +194,14 @@ class Transformer(nn.Module):
 
 def _along(chosen: str | Mapping[str, str], modalities: Sequence[str]) -> frozenset[str]:
     """The modalities whose targets run along their sources. ValueError: a choice or a modality that there is not."""
-    by_name = isinstance(chosen, Mapping)
-    choices = dict(chosen) if by_name else dict.fromkeys(modalities, chosen)
-    for name in choices:
-        if name not in modalities:
-            raise ValueError(f"target_positions of {name!r}: {did_you_mean(name, modalities)}")
-    for choice in choices.values() if by_name else [chosen]:
+    given = dict.fromkeys(modalities, chosen) if isinstance(chosen, str) else chosen
+    for choice in [chosen] if isinstance(chosen, str) else given.values():
         if choice not in TARGET_POSITIONS:
             raise ValueError(f"target_positions={choice}: {did_you_mean(str(choice), TARGET_POSITIONS)}")
-    return frozenset(name for name, choice in choices.items() if choice == "along")
+    for name in given:
+        if name not in modalities:
+            raise ValueError(f"target_positions of {name!r}: {did_you_mean(name, modalities)}")
+    return frozenset(name for name, choice in given.items() if choice == "along")
 
 
 def compile_blocks(model: Transformer, whole: bool | None = None) -> None:
