@@ -4,10 +4,11 @@ Each backend is called with queries ``[..., H, C]`` and keys and values ``[..., 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,108 +41,140 @@ class DenseAttention:
         return sdpa(q, k, v, self.mask.to(q.device))[0].transpose(0, 1)
 
 
-LARGE_MASK = 256
-"""Tokens of a segment beyond which few masks are kept: they are up to megabytes each, smaller ones many."""
 BLOCK = 128
 """Tokens of a block of FlexAttention."""
-_Shape = tuple[int, int, bool]
-"""Of a segment: prefix, target, whether it is causal."""
-
-
-class SegmentAttention:
-    """A loop over the segments, those of one shape together: the fastest on CPUs; nothing is computed across them."""
-
-    def __init__(self, segments: Segments, size: int) -> None:
-        self.lengths = [*segments.lengths, size - sum(segments.lengths)]
-        self.shapes: dict[_Shape, list[int]] = {}
-        for number, shape in enumerate(zip(segments.prefixes, segments.targets, segments.causal)):
-            self.shapes.setdefault(shape, []).append(number)
-
-    @torch.autocast("cpu", enabled=False)  # it would cast the inputs of the kernel to bf16 again
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        dtype, attended = q.dtype, _weighed
-        if dtype != torch.bfloat16 or not self._are_large(q.shape[1]):
-            attended, q, k, v = _by_kernel, q.float(), k.float(), v.float()
-        if len(self.shapes) == 1 and self.lengths[-1] == 0:
-            return self._alike(attended, q, k, v).to(dtype)
-        # one split and one concatenation: slicing in a loop would make the backward quadratic
-        parts = [x.transpose(0, 1).split(self.lengths, dim=1) for x in (q, k, v)]
-        outputs = list(parts[0])  # padding, the last, is never read: passed through to keep the shape
-        for shape, numbers in self.shapes.items():
-            a, b, c = (_stacked([part[number] for number in numbers]) for part in parts)
-            for number, output in zip(numbers, attended(a, b, c, shape).unbind()):
-                outputs[number] = output
-        return torch.cat(outputs, dim=1).transpose(0, 1).to(dtype)
-
-    def _alike(self, attended: "Attended", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """All segments of one shape: nothing has to be copied."""
-        ((shape, numbers),) = self.shapes.items()
-        a, b, c = (x.unflatten(0, (len(numbers), -1)).transpose(1, 2) for x in (q, k, v))
-        return attended(a, b, c, shape).transpose(1, 2).flatten(0, 1)
-
-    def _are_large(self, heads: int) -> bool:
-        """Whether `_weighed` is the fastest: few calls for much, and not too much at once."""
-        lengths = self.lengths[:-1]
-        scores = heads * sum(length * length for length in lengths)
-        return max(lengths, default=0) <= LONG and scores >= LARGE * len(self.shapes)
-
-
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(parts)) if len(parts) > 1 else parts[0].unsqueeze(0)  # which is no copy
-
-
-Attended = Callable[[Tensor, Tensor, Tensor, _Shape], Tensor]
-"""Queries, keys and values of segments of one shape ``[B, H, T, C]`` to outputs."""
+SHORT, NEAR = 256, (4, 0.15)
+"""Segments of at most so many tokens are padded to a longer one's length, if that is so many tokens, or so large a part
+of it, longer at most: a call of the kernel for each of them would take longer than what is padded."""
 LARGE, LONG = 2**16, 1024
 """Scores of a call from which on, and tokens of a segment up to which, `_weighed` is faster than torch's kernel."""
 
 
-def _by_kernel(q: Tensor, k: Tensor, v: Tensor, shape: _Shape) -> Tensor:
-    """Attention by torch's kernel, whose backward on CPUs takes twice as long in bf16 as in fp32."""
-    prefix, _, causal = shape
-    text_alone = prefix == 0 and causal  # the kernel then leaves out what no token sees
-    return sdpa(q, k, v, None if text_alone else _mask(*shape), causal=text_alone)
+class SegmentAttention:
+    """Segments of about one length together: the fastest on CPUs; nothing is computed across them."""
+
+    def __init__(self, segments: Segments, size: int) -> None:
+        self.groups = [_Group(segments, numbers) for numbers in _near(segments.lengths)]
+        self.size, self.tokens = size, sum(segments.lengths)
+        self.sizes = [group.count * group.longest for group in self.groups]
+        self.in_place = len(self.groups) == 1 and self.sizes[0] == self.tokens  # nothing has to be copied
+        starts = np.array(segments.starts)
+        padded = [starts[group.numbers, None] + group.places for group in self.groups]
+        index = np.concatenate([part.ravel() for part in padded] or [np.zeros(0, dtype=np.int64)])
+        # of a token that stands there several times, as padding too, its own place is the first
+        self.index, self.own = torch.from_numpy(index), torch.from_numpy(np.unique(index, return_index=True)[1])
+
+    @torch.autocast("cpu", enabled=False)  # it would cast the inputs of the kernel to bf16 again
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        dtype, rest = q.dtype, q[self.tokens :]  # padding is never read: passed through to keep the shape
+        if not self.groups:
+            return q
+        if dtype != torch.bfloat16:
+            q, k, v = q.float(), k.float(), v.float()
+        if self.in_place:
+            parts = [[x[: self.tokens]] for x in (q, k, v)]
+        else:
+            parts = [list(_Padded.apply(x, self.index, self.own).split(self.sizes)) for x in (q, k, v)]
+        outputs = [self._attended(group, *given).to(dtype) for group, *given in zip(self.groups, *parts)]
+        output = outputs[0] if self.in_place else _Packed.apply(torch.cat(outputs), self.own)
+        return torch.cat([output, rest]) if len(rest) else output
+
+    @staticmethod
+    def _attended(group: "_Group", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Of a group's tokens ``[B · T, H, C]``."""
+        q, k, v = (x.unflatten(0, (group.count, group.longest)).transpose(1, 2) for x in (q, k, v))
+        if q.dtype == torch.bfloat16 and group.longest <= LONG and q.shape[1] * group.scores >= LARGE:
+            output = _weighed(q, k, v, group)
+        else:
+            output = _by_kernel(q.float(), k.float(), v.float(), group)
+        return output.transpose(1, 2).flatten(0, 1)
 
 
-def _weighed(q: Tensor, k: Tensor, v: Tensor, shape: _Shape) -> Tensor:
+def _near(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of segments that are not empty, those of about one length together; the longest first."""
+    groups: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        longest = lengths[groups[-1][0]] if groups else 0
+        near = max(NEAR[0], NEAR[1] * longest) if longest <= SHORT else 0
+        if groups and longest - lengths[number] <= near:
+            groups[-1].append(number)
+        elif lengths[number]:
+            groups.append([number])
+    return [[number for number in group if lengths[number]] for group in groups]
+
+
+class _Group:
+    """Segments that are padded to one length, and who may look at whom in them. Padding looks, and is not looked at."""
+
+    def __init__(self, segments: Segments, numbers: Sequence[int]) -> None:
+        lengths = np.array(segments.lengths)[numbers]
+        self.numbers, self.count, self.longest = numbers, len(numbers), int(lengths.max())
+        self.scores = self.count * self.longest**2
+        self.places = np.minimum(np.arange(self.longest), lengths[:, None] - 1)  # [B, T], of each segment's tokens
+        shapes = [(segments.prefixes[n], segments.targets[n], segments.causal[n]) for n in numbers]
+        self.shapes = shapes if len(set(shapes)) > 1 else shapes[:1]
+        self.text_alone = all(prefix == 0 and causal for prefix, _, causal in shapes)
+        self.all_seen = len(self.shapes) == 1 and shapes[0][1] == 0
+        self.masks: dict[torch.dtype, Tensor] = {}
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """What is added to scores ``[B or 1, 1, T, T]``; None where everything is seen. Made once for all blocks."""
+        if not self.all_seen and dtype not in self.masks:
+            prefixes, targets, causal = (np.array(part)[:, None, None] for part in zip(*self.shapes))
+            row, column = np.arange(self.longest)[:, None], np.arange(self.longest)
+            target = (row >= prefixes) & (column < prefixes + targets)
+            seen = (column < prefixes) | (target & (~causal | (column <= row) | (row >= prefixes + targets)))
+            self.masks[dtype] = torch.from_numpy(np.where(seen, np.float32(0), -np.inf)).to(dtype).unsqueeze(1)
+        return self.masks.get(dtype)
+
+
+class _Padded(torch.autograd.Function):
+    """Tokens ``[N, …]`` to where they stand in groups. The gradient of what is padding is 0, as nobody looks at it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, own: Tensor) -> Tensor:
+        ctx.save_for_backward(own)
+        ctx.size = len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (own,) = ctx.saved_tensors
+        gradient = gradients[0].index_select(0, own)
+        rest = gradient.new_zeros(ctx.size - len(own), *gradient.shape[1:])
+        return torch.cat([gradient, rest]) if len(rest) else gradient, None, None
+
+
+class _Packed(torch.autograd.Function):
+    """The way back: of tokens in groups each one that is no padding."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, own: Tensor) -> Tensor:
+        ctx.save_for_backward(own)
+        ctx.size = len(x)
+        return x.index_select(0, own)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (own,) = ctx.saved_tensors
+        padded = gradients[0].new_zeros(ctx.size, *gradients[0].shape[1:])
+        return padded.index_copy_(0, own, gradients[0]), None
+
+
+def _by_kernel(q: Tensor, k: Tensor, v: Tensor, group: _Group) -> Tensor:
+    """Attention ``[B, H, T, C]`` by torch's kernel, whose backward on CPUs takes twice as long in bf16 as in fp32."""
+    # the kernel leaves out what no token of a text alone sees
+    return sdpa(q, k, v, None if group.text_alone else group.mask(q.dtype), causal=group.text_alone)
+
+
+def _weighed(q: Tensor, k: Tensor, v: Tensor, group: _Group) -> Tensor:
     """Attention as it is defined, all weights in memory: products in the inputs' dtype, the softmax in fp32 inside."""
     heads, tokens = q.shape[1:3]
     shared = heads // k.shape[1]  # heads that share keys stand one below the other: nothing is copied for them
     scores = (q * q.shape[-1] ** -0.5).unflatten(1, (-1, shared)).flatten(2, 3) @ k.mT  # [B, G, shared · T, T]
-    if shape[1]:  # without a target everything is seen
-        scores += _added(shape, shared, q.dtype)
+    if (mask := group.mask(q.dtype)) is not None:
+        scores += mask if shared == 1 else mask.repeat(1, 1, shared, 1)
     return (scores.softmax(-1) @ v).unflatten(2, (shared, tokens)).flatten(1, 2)
-
-
-def _mask(prefix: int, target: int, causal: bool) -> Tensor | None:
-    """The mask of one segment; None where everything is seen. Kept: lengths repeat from layer to layer, row to row."""
-    if target == 0:
-        return None
-    return (_large_mask if prefix + target > LARGE_MASK else _small_mask)(prefix, target, causal)
-
-
-def _made_mask(prefix: int, target: int, causal: bool) -> Tensor:
-    return may_attend(Segments([0], [prefix], [target], [causal]), prefix + target)
-
-
-def _added(shape: _Shape, times: int, dtype: torch.dtype) -> Tensor:
-    """The mask of one segment so many times, one below the other, as what is added to scores. Kept as those are."""
-    return (_large_added if shape[0] + shape[1] > LARGE_MASK else _small_added)(shape, times, dtype)
-
-
-def _made_added(shape: _Shape, times: int, dtype: torch.dtype) -> Tensor:
-    mask = _made_mask(*shape)
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -math.inf).repeat(times, 1)
-
-
-_small_mask, _large_mask = lru_cache(maxsize=2048)(_made_mask), lru_cache(maxsize=32)(_made_mask)
-_small_added, _large_added = lru_cache(maxsize=256)(_made_added), lru_cache(maxsize=32)(_made_added)
-
-
-def forget_masks() -> None:
-    """Make masks anew from here on."""
-    for kept in (_small_mask, _large_mask, _small_added, _large_added):
-        kept.cache_clear()
 
 
 class FlexAttention:

@@ -3,8 +3,7 @@
 So a model of any size is counted on any machine, with the very code that trains it, on rows of the real data.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from anyxform.attention import forget_masks
 from anyxform.loss import batch_loss
 from anyxform.modality import Modality
 from anyxform.model import Transformer
@@ -48,15 +46,9 @@ class Cost:
         return (self.forward + self.backward) / self.tokens
 
 
-@contextmanager
-def shapes_only() -> Iterator[FakeTensorMode]:
-    """What is computed inside has shapes and no values."""
-    forget_masks()  # masks are kept, and those from here are of no use elsewhere
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            yield mode
-    finally:
-        forget_masks()
+def shapes_only() -> FakeTensorMode:
+    """A context in which what is computed has shapes and no values."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def estimate(

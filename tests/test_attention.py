@@ -1,10 +1,11 @@
 """Every backend equals the dense-mask definition, forward and gradients."""
 
+import random
+
 import pytest
 import torch
 
-from anyxform import attention
-from anyxform.attention import BLOCK, DenseAttention, FlexAttention, SegmentAttention, seen_blocks, seen_spans
+from anyxform.attention import BLOCK, DenseAttention, FlexAttention, SegmentAttention, _near, seen_blocks, seen_spans
 from anyxform.sequence import Segments, may_attend
 from tests.toy_training import toy_model, toy_row
 
@@ -67,19 +68,36 @@ def test_segments_in_bf16_are_the_definition_rounded(monkeypatch, kv_heads, larg
         torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_of_large_segments_few_masks_are_kept(dtype):
-    """Of small ones many: as a row's segments of ever other lengths go through block after block."""
-    heads, kinds = 2, (attention._small_mask, attention._large_mask) if dtype == torch.float32 else (
-        attention._small_added, attention._large_added)  # fmt: skip
-    attention.forget_masks()
-    for length in (*range(200, 240), *range(400, 440)):
-        segments = Segments([0], [length // 2], [length - length // 2], [True])
-        q, k, v = torch.zeros(3, length, heads, 8, dtype=dtype)
-        SegmentAttention(segments, length)(q, k, v)
-    small, large = (kind.cache_info().currsize for kind in kinds)
-    assert small == 40 and large == kinds[1].cache_info().maxsize < 40
-    attention.forget_masks()
+def test_segments_of_about_one_length_go_together():
+    """And what is long with its own length alone."""
+    lengths = [40, 3, 45, 0, 41, 400, 399, 400, 6, 60]
+    assert _near(lengths) == [[5, 7], [6], [9], [2, 4, 0], [8, 1]]
+    assert _near([]) == [] and _near([0, 0]) == []
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+@pytest.mark.parametrize("prefixes", [range(1, 9), [0]])
+def test_many_segments_equal_the_definition(kv_heads, prefixes):
+    """Pictures, texts alone, sources alone; padded or not. What is padding changes no gradient."""
+    shapes = [(p, t, causal) for p in prefixes for t in (0, 3, 5, 20) for causal in (True, False) if p + t]
+    random.Random(0).shuffle(shapes)
+    parts = list(zip(*shapes))
+    lengths = [p + t for p, t, _ in shapes]
+    starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    segments, size = Segments(starts[:-1], *map(list, parts)), starts[-1] + 7
+    found = []
+    for backend in (DenseAttention, SegmentAttention):
+        inputs = random_inputs(kv_heads=kv_heads, dtype=torch.float32, size=size)
+        output = backend(segments, size)(*inputs)[: size - 7]
+        (output * torch.arange(output.numel()).view_as(output).cos()).sum().backward()
+        found.append([output.detach(), *(x.grad[: size - 7] for x in inputs)])
+    torch.testing.assert_close(*found)
+    assert len(SegmentAttention(segments, size).groups) < len(shapes) / 2
+
+
+def test_a_row_of_padding_alone_passes_through():
+    inputs = random_inputs(dtype=torch.float32)
+    assert torch.equal(SegmentAttention(Segments([], [], [], []), SIZE)(*inputs), inputs[0])
 
 
 @pytest.mark.parametrize("prefix", [0, 4])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from anyxform.attention import SegmentAttention
 from anyxform.budget import Setting, memory, plan, speed
 from anyxform.cli import main
 from anyxform.estimate import estimate
@@ -53,8 +54,8 @@ def test_operations_are_those_that_are_done():
     model, row = toy_model(**SIZES), toy_row(0, repeats=4)
     with FlopCounterMode(display=False) as real:
         batch_loss(model, row)[0].backward()
-    lengths = row.segments.lengths
-    attention = sum(2 * 7 * 4 * length * length * 16 for length in lengths) * 3
+    groups = SegmentAttention(row.segments, row.size).groups
+    attention = sum(2 * 7 * 4 * group.scores * 16 for group in groups) * 3
     found = cost()
     assert found.forward + found.backward == pytest.approx(real.get_total_flops() + attention, rel=1e-6)
     assert cost(recompute=True).backward > found.backward and cost(recompute=True).forward == found.forward
