@@ -29,6 +29,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if _is_small(x):
             return _small_rms_norm(x, self.weight, self.eps)
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _Normalised.apply(x, self.weight, self.eps)  # type: ignore[return-value]
         # a weight of another dtype than x leaves the fused kernel
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
@@ -48,6 +50,28 @@ def _small_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     rows = x.reshape(-1, 1, x.shape[-1])
     scale = (rows @ rows.mT).div_(x.shape[-1]).add_(eps).rsqrt_()
     return (rows * scale * weight).view(x.shape)
+
+
+class _Normalised(torch.autograd.Function):
+    """RMSNorm on CPUs, where torch has no kernel for it: the same in fewer passes, in fp32 inside."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        precise = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        shape, size, scale = x.shape, x.shape[-1], scale.flatten()
+        gradient, rows = (it.reshape(-1, size).to(scale.dtype) for it in (gradients[0], x))
+        weight_here, product = weight.to(scale.dtype), gradient * rows
+        along = (product @ weight_here) * scale**3 / size  # of the gradient, what would only change the length
+        to_x = (gradient * weight_here).mul_(scale[:, None]).addcmul_(rows, along[:, None], value=-1)
+        return to_x.view(shape).to(x.dtype), (scale @ product).to(weight.dtype), None
 
 
 def rope(positions: Tensor, head_dim: int, theta: float) -> Rope:
