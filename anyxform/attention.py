@@ -53,9 +53,9 @@ LARGE, LONG = 2**16, 1024
 class SegmentAttention:
     """Segments of about one length together: the fastest on CPUs; nothing is computed across them."""
 
-    def __init__(self, segments: Segments, size: int) -> None:
+    def __init__(self, segments: Segments, size: int) -> None:  # `size`: as the other backends want it
         self.groups = [_Group(segments, numbers) for numbers in _near(segments.lengths)]
-        self.size, self.tokens = size, sum(segments.lengths)
+        self.tokens = sum(segments.lengths)
         self.sizes = [group.count * group.longest for group in self.groups]
         self.in_place = len(self.groups) == 1 and self.sizes[0] == self.tokens  # nothing has to be copied
         starts = np.array(segments.starts)
@@ -93,14 +93,15 @@ class SegmentAttention:
 def _near(lengths: Sequence[int]) -> list[list[int]]:
     """Numbers of segments that are not empty, those of about one length together; the longest first."""
     groups: list[list[int]] = []
-    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+    there = (number for number, length in enumerate(lengths) if length)
+    for number in sorted(there, key=lambda number: -lengths[number]):
         longest = lengths[groups[-1][0]] if groups else 0
         near = max(NEAR[0], NEAR[1] * longest) if longest <= SHORT else 0
         if groups and longest - lengths[number] <= near:
             groups[-1].append(number)
-        elif lengths[number]:
+        else:
             groups.append([number])
-    return [[number for number in group if lengths[number]] for group in groups]
+    return groups
 
 
 class _Group:

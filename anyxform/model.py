@@ -99,13 +99,13 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}, and head_dim={head_dim} even"
             )
+        self.along = _along(target_positions, list(modalities))
         self._config = {
             "dim": dim, "depth": depth, "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim,
             "hidden_dim": hidden_dim, "rope_theta": rope_theta, "norm_eps": norm_eps, "qk_norm": qk_norm,
             "dropout": dropout, "layer_dropout": layer_dropout, "tie_embeddings": tie_embeddings,
             "target_positions": target_positions if isinstance(target_positions, str) else dict(target_positions),
         }  # fmt: skip
-        self.along = _along(target_positions, list(modalities))
         self.dim, self.head_dim, self.rope_theta, self.layer_dropout = dim, head_dim, rope_theta, layer_dropout
         self.condition_ids = {name: number for number, name in enumerate(conditions)}
         self.front_ends: Any = nn.ModuleDict({name: modality.front_end(dim) for name, modality in modalities.items()})
@@ -194,6 +194,8 @@ class Transformer(nn.Module):
 
 def _along(chosen: str | Mapping[str, str], modalities: Sequence[str]) -> frozenset[str]:
     """The modalities whose targets run along their sources. ValueError: a choice or a modality that there is not."""
+    if not isinstance(chosen, str | Mapping):
+        raise ValueError(f"target_positions={chosen}: give after, along, or a choice by modality: {{audio: along}}")
     given = dict.fromkeys(modalities, chosen) if isinstance(chosen, str) else chosen
     for choice in [chosen] if isinstance(chosen, str) else given.values():
         if choice not in TARGET_POSITIONS:

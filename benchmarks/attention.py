@@ -1,4 +1,4 @@
-"""Attention of a packed row, forward and backward: the loop over segments against its alternatives.
+"""Attention of a packed row, forward and backward: segments of about one length together, against its alternatives.
 
 A hundred samples of the starter's mixture, packed, against the same padded to the longest, which makes some 60 % of the
 batch padding; long texts in bf16 against torch's kernel in fp32.
@@ -58,7 +58,7 @@ def main() -> None:
             F.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()
             return size
 
-        results.append(compare(f"segment loop against padded batch, {dtype}", ours, peer, unit="tokens/s"))
+        results.append(compare(f"packed against a padded batch, {dtype}", ours, peer, unit="tokens/s"))
     longer = Segments([512 * number for number in range(8)], [0] * 8, [512] * 8, [True] * 8)
     inputs = [torch.randn(8 * 512, HEADS, HEAD_DIM, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
     loop = SegmentAttention(longer, 8 * 512)

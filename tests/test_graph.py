@@ -105,6 +105,13 @@ def test_graphs_know_of_targets_along_their_sources(direction: str, checkpoint: 
     export(Task(ax.model, ax.modalities, Direction.parse(direction)), tmp_path, "torch", [["a red disc"]])
 
 
+def test_graphs_go_left_to_right_by_fractions_of_a_position(checkpoint: Path, tmp_path: Path) -> None:
+    ax = load(checkpoint)
+    ax.model.along = frozenset(["audio"])
+    ax.modalities["audio"].decoding, ax.modalities["audio"].pace = "autoregressive", 0.33
+    export(Task(ax.model, ax.modalities, Direction.parse("text:en>audio")), tmp_path, "torch", [["a red disc"]])
+
+
 class Counting(ToyText):
     def source_positions(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.code_positions(len(tensor))

@@ -63,6 +63,9 @@ def test_unknown_target_positions_are_refused() -> None:
         plain_model(**PRESETS["nano"], target_positions="allong")
     with pytest.raises(ValueError, match="target_positions=0: "):
         plain_model(**PRESETS["nano"], target_positions={"text": 0})
+    for wrong in (None, ["text"], 3):
+        with pytest.raises(ValueError, match="give after, along, or a choice by modality"):
+            plain_model(**PRESETS["nano"], target_positions=wrong)
     with pytest.raises(ValueError, match="target_positions of 'texts': did you mean 'text'"):
         toy_model(target_positions={"texts": "along"})
 
