@@ -10,12 +10,16 @@ import torch
 from PIL import Image
 
 from anyxform.cli import main
+from anyxform.cli.conf import compose
+from anyxform.cli.demo import STARTER
 from anyxform.curve import training_curve
 from anyxform.demo.exhibits import choose_cards
 from anyxform.demo.media import Gallery, marked, spectrogram
 from anyxform.demo.page import Contents, render
+from anyxform.demo.showcase import PARTS, Part, Shown, showcase
 from anyxform.evaluate import Item, evaluate
 from anyxform.field import Direction
+from anyxform.pipeline import load
 from tests.toy import ToyImage, ToySound, ToyText
 
 
@@ -70,7 +74,7 @@ def items() -> list[Item]:
     ]  # fmt: skip
 
 
-def build(items, folder) -> str:
+def build(items, folder, starter=()) -> str:
     truth = [item.reference for item in items]
     other = [MODALITIES[item.direction.target.modality].example(torch.Generator().manual_seed(9)) for item in items]
     report = evaluate(items, {"model": other, "right": truth}, MODALITIES)
@@ -83,6 +87,8 @@ def build(items, folder) -> str:
         summary=report.summary,
         directions=report.directions,
         curve=training_curve([{"step": s, "loss": 5 / s, "directions": {"image>text": 4 / s}} for s in range(1, 400)]),
+        starter=starter,
+        starter_facts="Trained <before>.",
     )
     return render(contents, MODALITIES, Gallery(folder / "media"))
 
@@ -161,3 +167,31 @@ def test_no_time_is_one_line_and_what_is_there_stays(tmp_path, capsys, wrong):
     assert main(["demo", "--out", str(tmp_path), *wrong]) == 2
     assert capsys.readouterr().err == "anyxform: error: --minutes and --steps must be numbers above 0\n"
     assert (tmp_path / "run").is_dir()
+
+
+def test_below_stands_the_starter_with_its_failures(items, tmp_path):
+    cards = choose_cards(items, MODALITIES, cards=2)["image", "text"]
+    answers = {number: ["wrong"] for card in cards for number in card.items}
+    right = cards[0].items[0]
+    answers[right] = [items[right].reference]
+    part = Part("Things & names", "All new.", "test", "d", ["image>text:en"])
+    shown = Shown(part, items, cards, answers)
+    alone, both = build(items, tmp_path), build(items, tmp_path, [shown])
+    assert "The starter" not in alone
+    ours = both.partition("The starter, which ships")[2]
+    assert "Trained &lt;before&gt;." in ours and "Things &amp; names" in ours and "All new." in ours
+    assert ours.count("<article") == 2 and ours.count("✓") == 1 and "✗" in ours
+
+
+def test_the_starter_is_asked_for_what_its_split_holds():
+    """The shipped weights, on the repository's shards: the same seed, the same samples and answers."""
+    starter = load("starter")
+    configs = compose("train", ["data=starter"])["data"]["datasets"]
+    (named, drawn), (again,) = (
+        showcase(starter, configs, STARTER, seed=3, parts=parts) for parts in (PARTS[:2], PARTS[:1])
+    )
+    assert named.answers == again.answers
+    for shown, draws in ((named, 1), (drawn, 3)):
+        assert len(shown.cards) == 6
+        assert all(len(shown.answers[number]) == draws for card in shown.cards for number in card.items)
+    assert any(named.items[number].reference == values[0] for number, values in named.answers.items())

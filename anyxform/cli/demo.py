@@ -158,6 +158,7 @@ class _Demo:
             directions=done.report.directions,
             curve=training_curve(journal),
             notes=NOTES,
+            **self._starter(),
         )
         page = self.out / "index.html"
         page.write_text(render(contents, pipeline.modalities, Gallery(self.out / "media")), "utf-8", "backslashreplace")
@@ -183,6 +184,21 @@ class _Demo:
             for number, value in zip(drawn, more):
                 answers[number].append(value)
         return answers
+
+    def _starter(self) -> dict[str, Any]:
+        """What the page shows of the model that ships."""
+        from anyxform.cli.conf import compose
+        from anyxform.demo.showcase import showcase
+        from anyxform.pipeline import load
+
+        self.say("asking the starter, which ships, as well")
+        starter = load("starter")
+        facts, configs = starter.facts["facts"], compose("train", ["data=starter"])["data"]["datasets"]
+        return {
+            "starter": showcase(starter, configs, self.options.starter, seed=self.options.seed),
+            "starter_facts": f"{facts['parameters'] / 1e6:.1f} M parameters, trained before on all of the dataset: "
+            "drawings, recordings and names of many languages.",
+        }
 
     def _facts(self, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [

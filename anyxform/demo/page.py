@@ -7,6 +7,7 @@ from typing import Any
 
 from anyxform.demo.exhibits import Card, Section
 from anyxform.demo.media import Gallery, document, marked
+from anyxform.demo.showcase import Shown
 from anyxform.evaluate import MODEL, Item, Row
 from anyxform.field import Field
 from anyxform.modality import Modality
@@ -48,16 +49,24 @@ class Contents:
     directions: Sequence[Row]
     curve: str
     notes: Sequence[str] = ()
+    starter: Sequence[Shown] = ()
+    starter_facts: str = ""
 
 
 def render(contents: Contents, modalities: Mapping[str, Modality], gallery: Gallery) -> str:
     """The whole page."""
-    sections = [_section(section, cards, contents, modalities, gallery) for section, cards in contents.cards.items()]
+    sections = [
+        _section(
+            *_title(section), [_card(card, contents.items, contents.answers, modalities, gallery) for card in cards]
+        )
+        for section, cards in contents.cards.items()
+    ]
     body = f"""{_header(contents)}
 <main>
 {"".join(sections)}
 {_results(contents)}
 {_training(contents)}
+{_starter(contents, modalities, gallery)}
 </main>
 <footer>{"".join(f"<p>{escape(note)}</p>" for note in contents.notes)}</footer>"""
     return document("anyxform: one model, any pair", body)
@@ -99,29 +108,47 @@ def _bar(name: str, share: float, value: str) -> str:
     )
 
 
-def _section(
-    section: Section,
-    cards: Sequence[Card],
-    contents: Contents,
-    modalities: Mapping[str, Modality],
-    gallery: Gallery,
-) -> str:
-    title, lead = TITLES.get(section, (f"{section[0]} → {section[1]}", ""))
-    body = "".join(_card(card, contents, modalities, gallery) for card in cards)
-    return f"""<section class="{escape("-".join(section).replace("+", "-"))}"><h2>{escape(title)}</h2>
-<p class="lead">{escape(lead)}</p><div class="cards">{body}</div></section>
+def _title(section: Section) -> tuple[str, str, str]:
+    """Its class in the style, its title and its lead."""
+    return "-".join(section).replace("+", "-"), *TITLES.get(section, (f"{section[0]} → {section[1]}", ""))
+
+
+def _section(kind: str, title: str, lead: str, cards: Sequence[str]) -> str:
+    return f"""<section class="{escape(kind)}"><h2>{escape(title)}</h2>
+<p class="lead">{escape(lead)}</p><div class="cards">{"".join(cards)}</div></section>
 """
 
 
-def _card(card: Card, contents: Contents, modalities: Mapping[str, Modality], gallery: Gallery) -> str:
-    first = contents.items[card.items[0]]
+def _starter(contents: Contents, modalities: Mapping[str, Modality], gallery: Gallery) -> str:
+    """The model that ships, below the one that was trained just now."""
+    if not contents.starter:
+        return ""
+    parts = ""
+    for shown in contents.starter:
+        cards = [_card(card, shown.items, shown.answers, modalities, gallery) for card in shown.cards]
+        section = shown.cards[0].section if shown.cards else ("", "")
+        parts += _section(_title(section)[0], shown.part.title, shown.part.lead, cards)
+    return f"""<section class="starter"><h2>The starter, which ships</h2>
+<p class="lead">{escape(contents.starter_facts)}
+The same seed chose these, and failures are shown as they come.</p></section>
+{parts}"""
+
+
+def _card(
+    card: Card,
+    items: Sequence[Item],
+    values: Mapping[int, Sequence[Any]],
+    modalities: Mapping[str, Modality],
+    gallery: Gallery,
+) -> str:
+    first = items[card.items[0]]
     given = "".join(
         f'<div class="value">{_tag(field)}{gallery.show(modalities[field.modality], value)}</div>'
         for field, value in zip(first.direction.sources, first.sources, strict=True)
     )
     answers = ""
     for number in card.items:
-        item, draws = contents.items[number], contents.answers[number]
+        item, draws = items[number], values[number]
         modality = modalities[item.direction.target.modality]
         answers += _words(item, draws[0]) if isinstance(item.reference, str) else _media(item, draws, modality, gallery)
     return f'<article class="card"><div class="given">{given}</div><div class="answers">{answers}</div></article>'
