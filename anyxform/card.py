@@ -112,6 +112,7 @@ def _began_with(history: Sequence[Mapping[str, Any]]) -> str:
     for run in history:
         cost = [f"{run[key]:,} {key}" for key in ("steps", "tokens", "hours") if key in run]
         said = [run.get("architecture", ""), *cost, f"`{run['command']}`" if "command" in run else ""]
+        said += [_averaged(run["averaged"])] if "averaged" in run else []
         lines.append(
             f"- It began with the weights of {run['name']}: {', '.join(filter(None, said)) or 'not recorded'}."
         )
@@ -156,7 +157,7 @@ def _judged_on(report: Report) -> str:
 
 
 def _results(report: Report) -> str:
-    """A row for each direction: the headline with its interval beside the best baseline, and the other metrics."""
+    """A row for each direction: the headline with its interval beside the best baseline, and so the other metrics."""
     rows = [_row(row, f"**{row['direction']}**") for row in report["summary"]]
     rows += [_row(row, row["direction"]) for row in report["directions"]]
     settings = report.get("settings", {})
@@ -167,9 +168,14 @@ def _results(report: Report) -> str:
 
 def _row(row: Mapping[str, Any], label: str) -> list[object]:
     values, metric = row["systems"][MODEL], row["headline"]
-    also = ", ".join(f"{name} {value['value']:.3g}" for name, value in values.items() if name != metric)
+    also = "; ".join(_also(row, name) for name in values if name != metric)
     verdict = row.get("verdicts", {}).get(metric, "")
     return [label, row["n"], _arrow(row, metric), _interval(values[metric]), _best(row, metric), verdict, also]
+
+
+def _also(row: Mapping[str, Any], metric: str) -> str:
+    best = _best(row, metric)
+    return f"{metric} {_interval(row['systems'][MODEL][metric])}{f', beside {best}' if best else ''}"
 
 
 def _arrow(row: Mapping[str, Any], metric: str) -> str:

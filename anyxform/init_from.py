@@ -76,7 +76,7 @@ def open_origin(path: str | Path, verify: bool = True) -> Origin:
     return Own(folder, checkpoint.read_config(folder))
 
 
-RECORDED = ("steps", "tokens", "hours", "command")
+RECORDED = ("steps", "tokens", "hours", "command", "averaged")
 """What is kept of how an origin of our own was trained."""
 SAMPLES = 8
 """Examples by which two tokenizers are compared."""

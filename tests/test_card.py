@@ -23,7 +23,7 @@ REPORT = {
             "direction": "image>text", "n": 9, "headline": "exact", "lower_is_better": ["wer"],
             "systems": {
                 "model": {"exact": interval(0.5), "wer": interval(0.4)},
-                "nearest": {"exact": interval(0.6)}, "most frequent": {"exact": interval(0.1)},
+                "nearest": {"exact": interval(0.6), "wer": interval(0.7)}, "most frequent": {"exact": interval(0.1)},
                 "truth": {"exact": interval(1.0)},
             },
             "verdicts": {"exact": "worse"},
@@ -45,7 +45,8 @@ def test_the_card_of_a_run(run_dir: Path, tmp_path: Path, capsys: pytest.Capture
     assert card.startswith("# mine\n") and facts["command"] in card and "| steps | 6 |" in card
     assert "| image → text | 2 | image | text:en, text:fr |" in card
     assert "Held out of training: `audio>text:fr`." in card
-    assert "| **image>text** | 9 | exact ↑ | 0.5 [0.4, 0.6] | 0.6 (nearest) | worse | wer 0.4 |" in card
+    assert "| **image>text** | 9 | exact ↑ | 0.5 [0.4, 0.6] | 0.6 (nearest) | worse |" in card
+    assert "| wer 0.4 [0.3, 0.5], beside 0.7 (nearest) |" in card
     assert "not clearly better than every baseline: image>text (exact, worse)" in card
     assert card.endswith("Shapes are mine.\n")
     losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -154,3 +155,12 @@ def test_the_card_is_written_from_within_the_checkpoint(run_dir: Path, tmp_path:
     monkeypatch.chdir(run / "checkpoints" / "step-00000006")
     assert main(["card", "."]) == 0
     assert (run / "checkpoints/step-00000006/MODEL_CARD.md").read_text().startswith("# mine\n")
+
+
+def test_the_card_tells_of_a_run_before_what_was_shipped_of_it(run_dir: Path) -> None:
+    config = json.loads((run_dir / "checkpoints" / "step-00000006" / "config.json").read_text())
+    before = {"name": "first", "steps": 9, "averaged": {"share": 0.85, "with": ["other"]}}
+    config["facts"]["began_with"] = [before]
+    assert "- It began with the weights of first: 9 steps, a mean: 0.85 of its own, the rest of other.\n" in model_card(
+        "Mine", config
+    )
