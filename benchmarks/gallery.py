@@ -1,12 +1,13 @@
-"""A picture of what the starter makes of held-out items that a seed chooses, the bad with the good.
+"""Pictures of what the starter makes of items that a seed chooses, the bad with the good.
 
-    python -m benchmarks.gallery [CHECKPOINT] [SEED] [OUT]
+    python -m benchmarks.gallery [CHECKPOINT] [SEED] [FOLDER]
 
-Needs the extra `eval`. A name's drawing in a style is one picture: in noto it was trained on, in twemoji never seen.
+Needs the extra `eval`. ``starter.png`` is of held-out items alone. A name's drawing in a style is one picture, so that
+what it was trained to draw is known by heart: of that is ``starter-drawings.png``.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from textwrap import wrap
 from typing import Any
 
@@ -16,36 +17,49 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from anyxform.evaluate import Item
 from anyxform.pipeline import Pipeline, load
 from anyxform.selection import choose_items
 from benchmarks import starter
+from modalities.audio.judge import transcribe
 
 COLUMNS = 8
-ROWS = (  # what it shows, split, direction, which dataset
+Row = tuple[str, str, str, str]
+CAPTIONS: tuple[Row, ...] = (  # what it shows, split, direction, which dataset
     ("drawings of an unseen style → English", "instance", "image:openmoji>text:en", "emoji"),
     ("the same → French", "instance", "image:openmoji>text:fr", "emoji"),
-    ("English → drawing that was trained on", "train", "text:en>image:noto", "emoji"),
-    ("English → drawing in a style it never saw it in", "instance", "text:en>image:twemoji", "emoji"),
-    ("recordings of seen sentences → text", "instance", "audio:*>text:*", "prompts"),
 )
+DRAWINGS: Row = ("English → drawing in a style it never saw it in", "instance", "text:en>image:twemoji", "emoji")
+TRAINED: Row = ("English → drawing that was trained on", "train", "text:en>image:noto", "emoji")
+TRANSCRIPTS: Row = ("recordings of seen sentences → text", "instance", "audio:*>text:*", "prompts")
+SPEECH: Row = ("English sentences, never seen → speech", "test", "text:en>audio:en-phone", "prompts")
 
 
-def main(checkpoint: str = "starter", seed: str = "0", out: str = "docs/images/starter.png") -> None:
-    ax = load(checkpoint)
+def main(checkpoint: str = "starter", seed: str = "0", folder: str = "docs/images") -> None:
+    ax, first = load(checkpoint), int(seed)
     figure, axes = plt.subplots(6, COLUMNS, figsize=(13, 11))
-    figure.subplots_adjust(left=0.09, right=0.99, top=0.94, bottom=0.02, wspace=0.1, hspace=0.5)
-    captions(ax, int(seed), ROWS[0], axes[0])
-    captions(ax, int(seed) + 1, ROWS[1], axes[1])
-    drawings(ax, int(seed), ROWS[2], axes[2])
-    drawings(ax, int(seed), ROWS[3], axes[3])
-    transcripts(ax, int(seed), ROWS[4], axes[4:6])
-    figure.savefig(out, dpi=80)
-    print(out)
+    figure.subplots_adjust(left=0.11, right=0.99, top=0.94, bottom=0.02, wspace=0.1, hspace=0.5)
+    for number, row in enumerate(CAPTIONS):
+        captions(ax, first + number, row, axes[number])
+    drawings(ax, first, DRAWINGS, axes[2])
+    recordings(ax, first, TRANSCRIPTS, axes[3:5], transcripts)
+    recordings(ax, first, SPEECH, axes[5:6], spoken)
+    saved(figure, f"{folder}/starter.png")
+    figure, axes = plt.subplots(2, COLUMNS, figsize=(13, 3.8))
+    figure.subplots_adjust(left=0.11, right=0.99, top=0.88, bottom=0.02, wspace=0.1, hspace=0.5)
+    for number, places in enumerate(axes):
+        drawings(ax, first + number, TRAINED, places)
+    saved(figure, f"{folder}/starter-drawings.png")
 
 
-def chosen(ax: Pipeline, seed: int, row: tuple[str, ...], count: int) -> list[Item]:
+def saved(figure: Figure, path: str) -> None:
+    figure.savefig(path, dpi=80)
+    print(path)
+
+
+def chosen(ax: Pipeline, seed: int, row: Row, count: int) -> list[Item]:
     _, split, direction, name = row
     dataset = {name: starter.datasets(dict(ax.modalities), split)[name]}
     items = choose_items(dataset, ax.modalities, patterns=[direction], limit=1500, seed=seed).items
@@ -61,7 +75,7 @@ def answers(ax: Pipeline, items: Sequence[Item], **options: Any) -> list[Any]:
     return ax.answer([it.direction for it in items], [it.sources for it in items], **options)
 
 
-def captions(ax: Pipeline, seed: int, row: tuple[str, ...], axes: Sequence[Axes]) -> None:
+def captions(ax: Pipeline, seed: int, row: Row, axes: Sequence[Axes]) -> None:
     items = chosen(ax, seed, row, COLUMNS)
     for place, item, answer in zip(axes, items, answers(ax, items)):
         right = answer in (item.reference, *item.alternatives)
@@ -69,7 +83,7 @@ def captions(ax: Pipeline, seed: int, row: tuple[str, ...], axes: Sequence[Axes]
     name(axes[0], row)
 
 
-def drawings(ax: Pipeline, seed: int, row: tuple[str, ...], axes: Sequence[Axes]) -> None:
+def drawings(ax: Pipeline, seed: int, row: Row, axes: Sequence[Axes]) -> None:
     """Of two names the drawing that there is, and three that are made."""
     for number, item in enumerate(chosen(ax, seed, row, 2)):
         places = axes[4 * number : 4 * number + 4]
@@ -79,17 +93,38 @@ def drawings(ax: Pipeline, seed: int, row: tuple[str, ...], axes: Sequence[Axes]
     name(axes[0], row)
 
 
-def transcripts(ax: Pipeline, seed: int, row: tuple[str, ...], axes: Sequence[Sequence[Axes]]) -> None:
-    """Four a row, each over two columns."""
-    items = chosen(ax, seed, row, 4)
-    audio = ax.modalities["audio"]
+def transcripts(ax: Pipeline, items: Sequence[Item]) -> list[tuple[Any, str, str]]:
+    """The recordings, what is said in them, and what the model writes."""
     joint = {"align_weight": 0.5, "num_beams": 4} if ax.facts["facts"].get("aligned") else {}
-    for number, (item, answer) in enumerate(zip(items, answers(ax, items, **joint))):
+    heard = answers(ax, items, **joint)
+    return [(item.sources[0], f"said: {item.reference}", f"written: {answer}") for item, answer in zip(items, heard)]
+
+
+def spoken(ax: Pipeline, items: Sequence[Item]) -> list[tuple[Any, str, str]]:
+    """What the model says, what it was to say, and what an independent judge hears in it."""
+    values = answers(ax, items)
+    return [
+        (value, f"asked for: {item.sources[0]}", f"Whisper hears: {heard}")
+        for value, item, heard in zip(values, items, transcribe(values))
+    ]
+
+
+def recordings(
+    ax: Pipeline,
+    seed: int,
+    row: Row,
+    axes: Sequence[Sequence[Axes]],
+    told: Callable[[Pipeline, Sequence[Item]], list[tuple[Any, str, str]]],
+) -> None:
+    """Two a line, each with its words over four columns."""
+    items = chosen(ax, seed, row, 2 * len(axes))
+    audio = ax.modalities["audio"]
+    for number, (item, (value, *lines)) in enumerate(zip(items, told(ax, items))):
         first = 4 * (number % 2)
         picture, text = axes[number // 2][first], axes[number // 2][first + 1]
-        picture.imshow(audio.preprocess(item.sources[0]).T, origin="lower", aspect="auto", cmap="magma")
-        lines = (f"{item.direction}", f"said: {item.reference}", f"heard: {answer}")
-        text.text(0, 0.9, "\n\n".join("\n".join(wrap(line, 60)) for line in lines), va="top", fontsize=8)
+        picture.imshow(audio.preprocess(value).T, origin="lower", aspect="auto", cmap="magma")
+        said = (f"{item.direction}", *lines)
+        text.text(0, 0.9, "\n\n".join("\n".join(wrap(line, 60)) for line in said), va="top", fontsize=8)
         for place in axes[number // 2][first : first + 4]:
             bare(place)
     name(axes[0][0], row)
@@ -101,7 +136,7 @@ def show(place: Axes, value: Any, *lines: str) -> None:
     bare(place)
 
 
-def name(place: Axes, row: tuple[str, ...]) -> None:
+def name(place: Axes, row: Row) -> None:
     place.set_ylabel("\n".join(wrap(row[0], 18)), fontsize=8, rotation=0, ha="right", va="center")
 
 
