@@ -323,6 +323,26 @@ def test_guidance_costs_a_second_row_only_where_it_guides(model, decoding, rows,
     assert [len(examples) for _, examples, _ in prefills] == [rows, 1]  # without sources, nothing to be guided by
 
 
+@pytest.mark.parametrize(
+    ("target", "options", "computed"),
+    [
+        ("image", {"guidance": 1.0}, 3),
+        ("image", {"guidance": 2.0}, 3),  # one has no sources, and guides the others as well
+        ("sound", {"guidance": 2.0, "temperature": 1.0}, 6),  # three fields, each guided by a prefix of its own
+        ("text", {"num_beams": 3}, 4),
+    ],
+)
+def test_samples_of_a_request_share_its_prefix(model, target, options, computed, monkeypatch):
+    """Masked and in beams; left to right: tests/test_continuous.py."""
+    asked = [replace(it, seed=seed) for it in of(target) for seed in range(4)]
+    prefills = calls("prefill", monkeypatch)
+    together = generate(model, toys(), asked, Sampling(**options))
+    assert sum(len(examples) for _, examples, _ in prefills) == computed
+    alone = [generate(model, toys(), [it], Sampling(**options))[0] for it in asked]
+    assert codes_of(together) == codes_of(alone)
+    assert [it.logprob for it in together] == pytest.approx([it.logprob for it in alone], abs=1e-3)
+
+
 def test_guidance_0_forgets_the_sources(model):
     request = of("text")[0]
     (forgotten,) = generate(model, toys(), [request], Sampling(guidance=0))
