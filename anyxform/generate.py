@@ -19,7 +19,7 @@ from anyxform.effort import decode as decode_by_effort
 from anyxform.modality import Decoding, Modality
 from anyxform.model import Transformer
 from anyxform.request import Generated, Request, check, prefix
-from anyxform.sampling import Sampling, chance, draw, log_probability, permitted, uniforms
+from anyxform.sampling import SCHEDULES, Sampling, chance, draw, log_probability, permitted, uniforms
 from anyxform.sequence import Example, to_axes
 from anyxform.speculative import draft_blocks, speculate
 from anyxform.spelling import Prefixes, likeliest, spelt
@@ -339,7 +339,7 @@ class _Group:
             certainty = log_probability(logits, chosen)
             codes = torch.where(hidden[..., None], chosen, codes)
             total = torch.where(hidden, certainty.sum(dim=-1), total)
-            remain = (hidden_first * math.cos(0.5 * math.pi * step / steps)).floor().long()
+            remain = (hidden_first * SCHEDULES[self.options.schedule](step / steps)).floor().long()
             remain = remain.minimum(hidden.sum(dim=1) - 1)  # every step settles at least one token
             if step == steps or not (remain > 0).any():
                 break

@@ -108,7 +108,11 @@ def test_no_run_comes_twice(model, size):
 # Masked
 
 
-def naive_masked(model, request, length, steps, guidance=1.0):
+def cosine(done):
+    return math.cos(math.pi / 2 * done)
+
+
+def naive_masked(model, request, length, steps, guidance=1.0, share=cosine):
     """The likeliest codes, of which the least certain are hidden again, with no noise in the choice."""
     modality = toys()[request.target.modality]
     mask = modality.vocab_size
@@ -122,7 +126,7 @@ def naive_masked(model, request, length, steps, guidance=1.0):
         best = logits.log_softmax(dim=-1).max(dim=-1)
         for i in hidden:
             codes[i], certainty[i] = best.indices[i], float(best.values[i].sum())
-        remain = min(math.floor(first * math.cos(math.pi / 2 * step / steps)), len(hidden) - 1)
+        remain = min(math.floor(first * share(step / steps)), len(hidden) - 1)
         if step == steps or remain <= 0:
             return codes.tolist(), sum(certainty.values())
         hidden = sorted(hidden, key=lambda i: certainty[i])[:remain]
@@ -142,6 +146,16 @@ def test_masked_refinement_equals_the_full_forward_of_every_step(model, target, 
         codes, total = naive_masked(model, request, len(answer.codes), steps, guidance)
         assert answer.codes.tolist() == codes
         assert answer.logprob == pytest.approx(total, abs=1e-3)
+
+
+@pytest.mark.parametrize(("schedule", "share"), [("linear", lambda it: 1 - it), ("square", lambda it: 1 - it * it)])
+def test_a_schedule_says_how_many_stay_hidden(model, schedule, share):
+    requests, other = of("image") + of("sound"), 0
+    for request, answer in zip(requests, generate(model, toys(), requests, replace(PLAIN, steps=5, schedule=schedule))):
+        codes, total = naive_masked(model, request, len(answer.codes), 5, share=share)
+        assert (answer.codes.tolist(), answer.logprob) == (codes, pytest.approx(total, abs=1e-3))
+        other += codes != naive_masked(model, request, len(answer.codes), 5)[0]
+    assert other  # than by the default
 
 
 def test_one_step_is_one_argmax(model):
