@@ -16,11 +16,10 @@ from anyxform.cache import KVCache, advance, prefill
 from anyxform.continuous import Row, RowCache, Steps, decode
 from anyxform.effort import Refiner, prefix_depth
 from anyxform.effort import decode as decode_by_effort
-from anyxform.field import Field
 from anyxform.modality import Decoding, Modality
 from anyxform.model import Transformer
 from anyxform.request import Generated, Request, check, prefix
-from anyxform.sampling import Sampling, chance, draw, log_probability, permitted, uniforms
+from anyxform.sampling import SCHEDULES, Sampling, chance, draw, log_probability, permitted, uniforms
 from anyxform.sequence import Example, to_axes
 from anyxform.speculative import draft_blocks, speculate
 from anyxform.spelling import Prefixes, likeliest, spelt
@@ -28,6 +27,8 @@ from anyxform.stream import Stream, Task
 
 _Read = Callable[[Tensor, Tensor], Tensor]
 """Codes ``[B, T, K]`` and which tokens ``[B, T]`` are hidden to logits ``[B, T, K, V + 1]``."""
+_Identity = tuple[tuple[int, ...], tuple[str, ...]]
+"""What makes two prefixes of one target modality the same: their very sources, and what is asked for."""
 
 
 def generate(
@@ -72,6 +73,10 @@ def continuous(modality: Modality, options: Sampling) -> bool:
     """Whether requests begin and end one by one: left to right, all blocks for each token, and without beams."""
     left_to_right = (options.decoding or modality.decoding) == "autoregressive"
     return left_to_right and not options.searches and not options.alone
+
+
+def _identity(example: Example) -> _Identity:
+    return tuple(map(id, example.sources)), example.conditions
 
 
 class _Group:
@@ -123,8 +128,15 @@ class _Group:
         return self.guidance != 1
 
     def _prefill(self, room: int) -> KVCache:
-        """The prefixes; with guidance those without sources as well, behind the others."""
-        return prefill(self.model, self._prefixes(), room)
+        """The prefixes, each distinct one computed once; with guidance those without sources behind the others."""
+        prefixes = self._prefixes()
+        keys = [_identity(it) for it in prefixes]
+        distinct = dict(zip(keys, prefixes))
+        cache = prefill(self.model, list(distinct.values()), room)
+        if len(distinct) == len(keys):
+            return cache
+        rows = {key: row for row, key in enumerate(distinct)}
+        return cache.rows(torch.tensor([rows[key] for key in keys], device=cache.first.device))
 
     def _prefixes(self) -> list[Example]:
         examples = [prefix(request, self.modality, request.sources) for request in self.requests]
@@ -189,12 +201,12 @@ class _Group:
         return [prefix(request, self.modality, sources) for sources in given]
 
     def _begin(
-        self, computed: dict[tuple[int, Field], tuple[KVCache, int]], numbers: Sequence[int]
+        self, computed: dict[_Identity, tuple[KVCache, int]], numbers: Sequence[int]
     ) -> list[tuple[KVCache, int]]:
         """The prefixes of requests; those of the same sources, such as several samples', are computed once."""
-        wanted = [(self.requests[n].target, prefix) for n in numbers for prefix in self._prefixes_of(n)]
-        keys = [(id(prefix.sources), target) for target, prefix in wanted]
-        new = {key: prefix for key, (_, prefix) in zip(keys, wanted) if key not in computed}
+        wanted = [prefix for n in numbers for prefix in self._prefixes_of(n)]
+        keys = [_identity(it) for it in wanted]
+        new = {key: it for key, it in zip(keys, wanted) if key not in computed}
         for key in computed.keys() - set(keys):
             del computed[key]
         if new:
@@ -327,7 +339,7 @@ class _Group:
             certainty = log_probability(logits, chosen)
             codes = torch.where(hidden[..., None], chosen, codes)
             total = torch.where(hidden, certainty.sum(dim=-1), total)
-            remain = (hidden_first * math.cos(0.5 * math.pi * step / steps)).floor().long()
+            remain = (hidden_first * SCHEDULES[self.options.schedule](step / steps)).floor().long()
             remain = remain.minimum(hidden.sum(dim=1) - 1)  # every step settles at least one token
             if step == steps or not (remain > 0).any():
                 break

@@ -47,11 +47,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Made:
-    """The value that was made of an input, its segments, and the codes of its pieces, with what they took."""
+    """The value that was made of an input, its segments, and the codes of its pieces, with what they took.
+
+    `target`: the field that was asked for. `unit`: of the segments' spans, as in `Job`.
+    """
 
     value: Any
     segments: list[Segment]
     answers: Sequence[Generated] = ()
+    target: Field | None = None
+    unit: str = ""
 
 
 def cut(
@@ -149,4 +154,4 @@ def answered(
 def _joined(target: Modality, job: Job, answers: Sequence[Generated]) -> Made:
     values = target.merge([target.from_codes(answer.codes) for answer in answers], job.pieces)
     segments = [Segment(piece.start, piece.end, value) for piece, value in zip(job.pieces, values)]
-    return Made(target.join(values, job.pieces), segments, answers)
+    return Made(target.join(values, job.pieces), segments, answers, job.target, job.unit)

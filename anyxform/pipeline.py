@@ -428,7 +428,8 @@ def load(
 ) -> Pipeline:
     """A checkpoint as a `Pipeline`, on CUDA where there is one, its weights as `dtype` says: see `anyxform.quantize`.
 
-    `compile`: the step that decodes a token, at its first use: see `anyxform.compiled`.
+    `compile`: the step of plain decoding left to right, at its first use; there is none for beams, drafts, effort and
+    masked decoding. See `anyxform.compiled`.
 
     `path`: the folder of a checkpoint or of a run, which stands for its newest one; or the name of one that is shipped
     with the package, such as ``starter``. A folder of that name comes first. ValueError: nothing there, or not whole,

@@ -69,7 +69,7 @@ def prepare(model: Transformer, dtype: Dtype = "fp32") -> Transformer:
     if device.type != "cpu":
         return model
     for block in model.blocks:
-        for part, name in _linears(block):
+        for part, name in linears(block):
             linear = getattr(part, name)
             if dtype == "int8":
                 setattr(part, name, Int8Linear(linear.weight))
@@ -89,5 +89,6 @@ def by_columns(weight: Tensor) -> Tensor:
     return weight.mT.contiguous().mT if wide else weight
 
 
-def _linears(block: Block) -> list[tuple[nn.Module, str]]:
+def linears(block: Block) -> list[tuple[nn.Module, str]]:
+    """Where a block's matrices are: modules, and the names that they have there."""
     return [(block.attention, "qkv"), (block.attention, "out"), (block.mlp, "gate_up"), (block.mlp, "down")]

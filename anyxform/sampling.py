@@ -4,10 +4,10 @@ Letters: B requests, T tokens, K codebooks, V codes; logits have V + 1 outputs, 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,6 +19,13 @@ from anyxform.order import rng
 TEMPERATURE: dict[Decoding, float] = {"autoregressive": 0.0, "masked": 0.5}
 GUIDANCE: dict[Decoding, float] = {"autoregressive": 1.0, "masked": 1.5}
 """What None stands for in `Sampling`."""
+Schedule = Literal["cosine", "linear", "square"]
+SCHEDULES: dict[Schedule, Callable[[float], float]] = {
+    "cosine": lambda done: math.cos(0.5 * math.pi * done),
+    "linear": lambda done: 1 - done,
+    "square": lambda done: 1 - done**2,
+}
+"""What share of a masked target is still hidden when a share of the steps is done (arXiv 2202.04200, section 3.3)."""
 DRAWN = 0.7
 """The temperature of candidates."""
 
@@ -34,6 +41,7 @@ class Options(TypedDict, total=False):
     length_penalty: float
     align_weight: float
     steps: int
+    schedule: Schedule
     choice_temperature: float
     guidance: float | None
     seed: int
@@ -59,6 +67,8 @@ class Sampling:
         align_weight: left to right, of beams, how much of their score is what the source's own tokens spell, for models
             that were trained with `train.align_weight` (joint decoding, Watanabe et al. 2017); 1: that alone, at once.
         steps: of masked refinement.
+        schedule: masked, how many tokens are settled in which step, see `SCHEDULES`: ``linear`` as many in each,
+            ``cosine`` and ``square`` few at first and more towards the end.
         choice_temperature: masked, noise in which codes are kept, falling to 0 with the steps (arXiv 2202.04200).
         guidance: how far to go from the logits without sources to those with them; 1: no further (arXiv 2207.12598).
             None: `GUIDANCE` of the way of decoding.
@@ -82,6 +92,7 @@ class Sampling:
     length_penalty: float = 1.0
     align_weight: float = 0.0
     steps: int = 12
+    schedule: Schedule = "cosine"
     choice_temperature: float = 0.5
     guidance: float | None = None
     seed: int = 0
@@ -102,6 +113,7 @@ class Sampling:
             "length_penalty": (0 <= self.length_penalty < math.inf, "0 or more"),
             "align_weight": (0 <= self.align_weight <= 1, "a number from 0 to 1 (the source's spelling alone)"),
             "steps": (self.steps >= 1, "1 or more"),
+            "schedule": (self.schedule in (*SCHEDULES,), "cosine, linear or square"),
             "choice_temperature": (0 <= self.choice_temperature < math.inf, "0 or more"),
             "guidance": (self.guidance is None or 0 <= self.guidance < math.inf, "0 or more (1 is none)"),
             "seed": (0 <= self.seed < 2**62, "0 or more, below 2**62"),
@@ -123,8 +135,7 @@ class Sampling:
         if self.draft and self.decoding == "masked":
             raise ValueError(f"draft={self.draft} is not possible: masked decoding goes not from left to right")
         if self.searches and self.alone:
-            what = f"draft={self.draft}" if self.draft else f"effort={self.effort}"
-            raise ValueError(f"{self.searches} goes with no {what}: every beam takes all layers")
+            raise ValueError(f"{self.searches} goes with no {self.alone}: every beam takes all layers")
         if self.align_weight and self.length is not None:
             raise ValueError(
                 f"align_weight={self.align_weight:g} goes with no length={self.length}: the source says how long it is"
@@ -142,9 +153,18 @@ class Sampling:
         return f"align_weight={self.align_weight:g}" if self.align_weight else ""
 
     @property
-    def alone(self) -> bool:
-        """Whether each request is decoded by itself, as its tokens go their own way through the blocks."""
-        return self.draft > 0 or self.effort < 1
+    def alone(self) -> str:
+        """The option, as it was given, by which tokens go their own way through the blocks, so that each request is
+        decoded by itself; empty: none does.
+        """
+        if self.draft:
+            return f"draft={self.draft}"
+        return f"effort={self.effort}" if self.effort < 1 else ""
+
+    @property
+    def uncompiled(self) -> str:
+        """The option for which there is no compiled step (`anyxform.compiled`), as it was given; empty: none is."""
+        return self.searches or self.alone
 
     def temperature_for(self, decoding: Decoding) -> float:
         return TEMPERATURE[decoding] if self.temperature is None else self.temperature
@@ -169,7 +189,7 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"no option is called {name!r}: {did_you_mean(name, known)}")
-        if (value is None and Sampling.__dataclass_fields__[name].default is None) or name == "decoding":
+        if (value is None and Sampling.__dataclass_fields__[name].default is None) or name in ("decoding", "schedule"):
             continue
         kind = _kind(name)
         if isinstance(value, bool) or not isinstance(value, kind):

@@ -30,15 +30,27 @@ SECONDS = 0.02
 """Of one measurement, about: a single product is over before a clock can tell."""
 
 
+def _in_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes ``[O, groups, GROUP]`` of weights ``[O, I]``, and the scale and the zero of each group in bf16."""
+    groups = weight.unflatten(1, (-1, GROUP))
+    low, high = groups.amin(dim=-1), groups.amax(dim=-1)
+    scale = ((high - low) / LEVELS).clamp_min(1e-9).to(torch.bfloat16)
+    zero = (low + scale.float() * 8).to(torch.bfloat16)  # the kernel counts from the eighth level
+    codes = ((groups - zero.float()[..., None]) / scale.float()[..., None] + 8).round().clamp(0, LEVELS)
+    return codes, scale, zero
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """Weights ``[O, I]`` as their 4 bits say them."""
+    codes, scale, zero = _in_groups(weight)
+    return ((codes - 8) * scale.float()[..., None] + zero.float()[..., None]).flatten(1)
+
+
 class Int4Linear:
     """Weights ``[O, I]`` in 4 bits, from the least to the largest of each group of inputs."""
 
     def __init__(self, weight: Tensor) -> None:
-        groups = weight.unflatten(1, (-1, GROUP))
-        low, high = groups.amin(dim=-1), groups.amax(dim=-1)
-        scale = ((high - low) / LEVELS).clamp_min(1e-9).to(torch.bfloat16)
-        zero = (low + scale.float() * 8).to(torch.bfloat16)  # the kernel counts from the eighth level
-        codes = ((groups - zero.float()[..., None]) / scale.float()[..., None] + 8).round().clamp(0, LEVELS)
+        codes, scale, zero = _in_groups(weight)
         self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.flatten(1).to(torch.int32), 1)
         self.scales = torch.stack([scale, zero], dim=-1).transpose(0, 1).contiguous()
 

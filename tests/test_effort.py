@@ -8,12 +8,17 @@ from torch import nn
 
 from anyxform.effort import WHOLE_PREFIX, exits_of
 from anyxform.estimate import operations
+from anyxform.field import Field
 from anyxform.generate import generate
+from anyxform.loss import batch_loss
+from anyxform.request import Request
 from anyxform.sampling import Sampling
+from anyxform.sequence import Source, pack
 from anyxform.stream import Stream
 from tests.test_speculative import with_parts_kept
 from tests.toy import toys
-from tests.toy_generation import decided_model, toy_request, toy_requests
+from tests.toy_generation import decided_model, full_example, toy_request, toy_requests
+from tests.toy_training import CONDITIONS, toy_model
 
 NEARLY_ALL = 1 - 1e-15
 """An effort that no confidence of this model reaches, yet not the plain way."""
@@ -84,13 +89,36 @@ def test_less_effort_takes_fewer_layers_and_operations(decoding):
     assert counts[0] < 0.9 * counts[1] and counts[0] < 0.7 * counts[2]
 
 
-@torch.no_grad()
+def taught_model(steps=120):
+    """It has learnt, behind the exit too, that an "a" is answered by "bcdef", and a "z" by any five letters."""
+    model, generator = toy_model(depth=4), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        answers = [(EASY, torch.arange(2, 7).expand(8, 5)), (HARD, torch.randint(27, (8, 5), generator=generator))]
+        examples = [full_example(it, codes[:, None], causal=True) for it, own in answers for codes in own]
+        batch = pack(examples, CONDITIONS)
+        loss, _ = batch_loss(model, batch, exits=exits_of(4)[:1], exit_weight=0.5)
+        (loss / batch.num_labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def letters(given):
+    text = toys()["text"]
+    values = text.preprocess(given)
+    return Request((Source("text", values, text.source_positions(values)),), Field("text"))
+
+
+EASY, HARD = letters("a"), letters("z")
+
+
 def test_an_easy_answer_takes_less_than_a_hard_one():
-    """The same request, of a model whose early layers know, and of one whose early layers do not."""
-    request, easy, hard = toy_request(["image"], "text"), unsure_model(), unsure_model()
-    easy.targets["text"].head *= 20
-    found = [generate(it, toys(), [request], Sampling(effort=0.5, length=8))[0] for it in (easy, hard)]
-    assert found[0].layers.mean() < found[1].layers.mean() == 6
+    """Of one model: what is known leaves half way, what cannot be known goes through all layers."""
+    options, model = Sampling(effort=0.8, length=5), taught_model()
+    easy, hard = (generate(model, toys(), [it], options)[0] for it in (EASY, HARD))
+    assert easy.codes.flatten().tolist() == [2, 3, 4, 5, 6]
+    assert (easy.layers == 2).all() and (hard.layers == 4).all()
 
 
 @torch.no_grad()
@@ -141,8 +169,6 @@ def test_the_prefix_leaves_half_way_where_the_effort_is_low():
 
 
 def _prefix(request):
-    from tests.toy_generation import full_example
-
     return full_example(request, torch.zeros(0, 1, dtype=torch.long), causal=True)
 
 

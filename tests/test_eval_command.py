@@ -51,6 +51,12 @@ def test_every_trained_direction_with_new_media_is_judged(done: Path) -> None:
     }
 
 
+def test_what_has_no_compiled_step_is_named(tiny: Tiny, run_dir: Path, tmp_path: Path, capsys) -> None:
+    words = ["compile=true", "limit=1", "baselines=false", f"out={tmp_path}", "directions=[image>text:en]"]
+    assert main(tiny.evaluate(run_dir, *words, "sampling={num_beams: 2}")) == 0
+    assert "not compiled, as there is no compiled step for num_beams=2\n" in capsys.readouterr().err
+
+
 def test_a_run_is_judged_on_its_own_data(tiny: Tiny, run_dir: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """Which its config.yaml names; and on the first of the splits that these have."""
     monkeypatch.chdir(run_dir / "checkpoints")

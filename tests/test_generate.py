@@ -108,7 +108,11 @@ def test_no_run_comes_twice(model, size):
 # Masked
 
 
-def naive_masked(model, request, length, steps, guidance=1.0):
+def cosine(done):
+    return math.cos(math.pi / 2 * done)
+
+
+def naive_masked(model, request, length, steps, guidance=1.0, share=cosine):
     """The likeliest codes, of which the least certain are hidden again, with no noise in the choice."""
     modality = toys()[request.target.modality]
     mask = modality.vocab_size
@@ -122,7 +126,7 @@ def naive_masked(model, request, length, steps, guidance=1.0):
         best = logits.log_softmax(dim=-1).max(dim=-1)
         for i in hidden:
             codes[i], certainty[i] = best.indices[i], float(best.values[i].sum())
-        remain = min(math.floor(first * math.cos(math.pi / 2 * step / steps)), len(hidden) - 1)
+        remain = min(math.floor(first * share(step / steps)), len(hidden) - 1)
         if step == steps or remain <= 0:
             return codes.tolist(), sum(certainty.values())
         hidden = sorted(hidden, key=lambda i: certainty[i])[:remain]
@@ -142,6 +146,16 @@ def test_masked_refinement_equals_the_full_forward_of_every_step(model, target, 
         codes, total = naive_masked(model, request, len(answer.codes), steps, guidance)
         assert answer.codes.tolist() == codes
         assert answer.logprob == pytest.approx(total, abs=1e-3)
+
+
+@pytest.mark.parametrize(("schedule", "share"), [("linear", lambda it: 1 - it), ("square", lambda it: 1 - it * it)])
+def test_a_schedule_says_how_many_stay_hidden(model, schedule, share):
+    requests, other = of("image") + of("sound"), 0
+    for request, answer in zip(requests, generate(model, toys(), requests, replace(PLAIN, steps=5, schedule=schedule))):
+        codes, total = naive_masked(model, request, len(answer.codes), 5, share=share)
+        assert (answer.codes.tolist(), answer.logprob) == (codes, pytest.approx(total, abs=1e-3))
+        other += codes != naive_masked(model, request, len(answer.codes), 5)[0]
+    assert other  # than by the default
 
 
 def test_one_step_is_one_argmax(model):
@@ -321,6 +335,26 @@ def test_guidance_costs_a_second_row_only_where_it_guides(model, decoding, rows,
     generate(model, toys(), of("image")[:1], Sampling(decoding=decoding, guidance=float(rows)))
     generate(model, toys(), [without_sources(of("image")[0])], Sampling(decoding=decoding, guidance=3.0))
     assert [len(examples) for _, examples, _ in prefills] == [rows, 1]  # without sources, nothing to be guided by
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "computed"),
+    [
+        ("image", {"guidance": 1.0}, 3),
+        ("image", {"guidance": 2.0}, 3),  # one has no sources, and guides the others as well
+        ("sound", {"guidance": 2.0, "temperature": 1.0}, 6),  # three fields, each guided by a prefix of its own
+        ("text", {"num_beams": 3}, 4),
+    ],
+)
+def test_samples_of_a_request_share_its_prefix(model, target, options, computed, monkeypatch):
+    """Masked and in beams; left to right: tests/test_continuous.py."""
+    asked = [replace(it, seed=seed) for it in of(target) for seed in range(4)]
+    prefills = calls("prefill", monkeypatch)
+    together = generate(model, toys(), asked, Sampling(**options))
+    assert sum(len(examples) for _, examples, _ in prefills) == computed
+    alone = [generate(model, toys(), [it], Sampling(**options))[0] for it in asked]
+    assert codes_of(together) == codes_of(alone)
+    assert [it.logprob for it in together] == pytest.approx([it.logprob for it in alone], abs=1e-3)
 
 
 def test_guidance_0_forgets_the_sources(model):

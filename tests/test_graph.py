@@ -23,9 +23,8 @@ from tests.tiny import PNG, Tiny, write_shard
 from tests.toy import ToyText
 
 GREEDY = {"temperature": 0, "choice_temperature": 0}
-ALONE = (
-    "import sys; sys.modules.update(dict.fromkeys(('anyxform', 'modalities', 'torch'))); exec(open('script.py').read())"
-)
+OURS = ("anyxform", "modalities")
+ALONE = "import sys; sys.modules.update(dict.fromkeys({})); exec(open('script.py').read())"
 
 
 def exported(checkpoint: Path, out: Path, source: str, target: str, *options: str) -> Path:
@@ -39,10 +38,10 @@ def script(number: int) -> str:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[number]
 
 
-def alone(code: str) -> str:
-    """What a script prints that can import neither anyxform nor torch."""
+def alone(code: str, without: tuple[str, ...] = (*OURS, "torch")) -> str:
+    """What a script prints that cannot import some packages: this one, and torch."""
     Path("script.py").write_text(code)
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", ALONE.format(without)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -63,6 +62,18 @@ def test_the_docs_caption_is_the_models_own(checkpoint: Path, captioner: Path, h
     Path("graphs").symlink_to(captioner)
     shutil.copy("disc.png", "cat.png")
     assert alone(script(0)) == load(checkpoint)("cat.png", to="text:en", **GREEDY) + "\n"
+
+
+def test_the_docs_caption_by_torch_is_the_models_own(checkpoint: Path, here: Path) -> None:
+    exported(checkpoint, here / "program", "image", "text:en", "--format", "torch", "--items", "1")
+    shutil.copy("disc.png", "cat.png")
+    assert alone(script(2), without=OURS) == load(checkpoint)("cat.png", to="text:en", **GREEDY) + "\n"
+
+
+def test_what_a_script_is_without_is_not_there(here: Path) -> None:
+    for name in OURS:
+        with pytest.raises(AssertionError, match="ModuleNotFoundError"):
+            alone(f"import {name}", without=OURS)
 
 
 def test_the_docs_picture_is_the_models_own(checkpoint: Path, tiny: Tiny, here: Path, capsys) -> None:

@@ -40,6 +40,15 @@ def test_a_compiled_step_answers_the_same(run, monkeypatch) -> None:
     assert run("disc.png", "--to", "text:fr", "--compile") == run("disc.png", "--to", "text:fr")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [("--beams", "3", "num_beams=3"), ("--draft", "2", "draft=2"), ("--effort", "0.5", "effort=0.5")],
+)
+def test_no_compiled_step_is_promised_where_there_is_none(option, value, named, capsys) -> None:
+    assert main(["run", "a disc", "--to", "text:fr", "--compile", option, value]) == 2
+    assert f"--compile is of plain decoding left to right: it goes with no {named}\n" in capsys.readouterr().err
+
+
 def test_a_file_becomes_a_text_on_the_screen(run) -> None:
     code, out, err = run("disc.png", "--to", "text:fr")
     assert code == 0 and len(out.splitlines()) == 1 and not err
@@ -160,7 +169,11 @@ def test_a_long_recording_becomes_one_text_and_subtitles_in_every_format(run, ta
     for ending in ("srt", "vtt", "json", "txt"):
         assert run("talk.wav", "--to", "text:en", "-o", f"talk.{ending}") == (0, f"talk.{ending}\n", "")
     whole = json.loads(Path("talk.json").read_text(encoding="utf-8"))
-    assert Path("talk.txt").read_text() == whole["text"] == text.removesuffix("\n")
+    assert whole["text"] == text.removesuffix("\n") and whole["language"] == "en"
+    lines = [" ".join(it["text"].split()) for it in whole["segments"]]
+    assert Path("talk.txt").read_text().splitlines() == lines
+    assert run("talk.wav", "--to", "text:en", "-f", "txt")[1].splitlines() == lines
+    assert all(it["tokens"] and it["avg_logprob"] < 0 for it in whole["segments"])
     times = [(it["id"], it["start"], it["end"]) for it in whole["segments"]]
     assert times == [(0, 1.0, 1.2), (1, 2.2, 2.6), (2, 3.6, 3.8)]
     assert whole["text"] == " ".join(it["text"] for it in whole["segments"])

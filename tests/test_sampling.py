@@ -107,6 +107,7 @@ def test_a_request_draws_the_same_numbers_in_any_batch():
         {"temperature": -0.1}, {"temperature": math.inf}, {"temperature": math.nan}, {"top_k": -1}, {"top_p": 0},
         {"top_p": 1.1}, {"no_repeat": -1}, {"num_beams": 0}, {"length_penalty": -1}, {"steps": 0}, {"length": 0},
         {"choice_temperature": -1}, {"guidance": -1}, {"decoding": "diffusion"}, {"num_beams": 2, "temperature": 1.0},
+        {"schedule": "sine"}, {"schedule": None},
         {"num_beams": 2, "guidance": 3.0}, {"num_beams": 2, "decoding": "masked"}, {"draft": -1}, {"draft_layers": 0},
         {"effort": -0.1}, {"effort": 1.1}, {"effort": math.nan}, {"draft": 2, "decoding": "masked"},
         {"draft": 2, "effort": 0.5}, {"align_weight": 1.1}, {"align_weight": 0.5, "temperature": 1.0},

@@ -66,6 +66,8 @@ def main(arguments: list[str]) -> int:
         if not selection.items:
             raise ValueError((f"{name}: " if name else "") + _nothing(pipeline, parts[name], selection))
         sampling = sampling_of(parts[name]["sampling"])
+        if config["compile"] and sampling.uncompiled:
+            say((f"{name}: " if name else "") + f"not compiled, as there is no compiled step for {sampling.uncompiled}")
         for direction in {item.direction for item in selection.items}:
             pipeline.check_spelling(sampling, direction.sources[0].modality, direction.target.modality)
     known = None

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from anyxform.cli.arguments import Parser, there
 from anyxform.cli.run_shards import are_shards, convert_shards
@@ -47,7 +48,9 @@ def parser() -> Parser:
         help="what the inputs are, if their endings do not say; of shards: the source field, or several: image+text:en",
     )
     add_model(it)
-    it.add_argument("--compile", action="store_true", help="the step that decodes a token: for very many inputs")
+    it.add_argument(
+        "--compile", action="store_true", help="the step of plain decoding left to right: for very many inputs"
+    )
     it.add_argument("--batch-size", type=int, default=64)
     it.add_argument("--seed", type=int, default=0, help="of the first input; each further one has the next")
     it.add_argument(
@@ -110,6 +113,11 @@ def add_generation(it: Parser) -> None:
         help="of transcripts: how much the recording's own spelling counts beside the text (1: alone, the fastest)",
     )  # fmt: skip
     generation.add_argument("--steps", type=int, help="of masked refinement")
+    generation.add_argument(
+        "--schedule",
+        choices=["cosine", "linear", "square"],
+        help="of masked refinement, the share still hidden (default: cosine)",
+    )
     generation.add_argument("--choice-temperature", type=float, help="of masked refinement")
     generation.add_argument("--guidance", type=float, help="1 is none")
     generation.add_argument("--refine", type=int, metavar="ROUNDS", help="redo the least certain tokens of a text")
@@ -127,14 +135,7 @@ def add_generation(it: Parser) -> None:
 def main(arguments: list[str]) -> int:
     """Parse the arguments and convert; 0, 1 if some of several inputs failed, a ValueError if the only one did."""
     options = parser().parse_args(arguments)
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size {options.batch_size} is not possible: give 1 or more")
-    from anyxform.sampling import Sampling  # torch is imported only now
-
-    chosen = {name: value for name, value in vars(options).items() if name in Sampling.__dataclass_fields__}
-    Sampling(**chosen)  # complains before anything is loaded
-    if options.show_effort and options.n != 1:
-        raise ValueError(f"--show-effort is of one answer, and -n {options.n} draws several: leave one out")
+    chosen = _chosen(options)
     if options.words and are_shards(options.inputs):
         raise ValueError("--words is not for shards: they become shards of values alone")
     if are_shards(options.inputs):
@@ -173,6 +174,21 @@ def main(arguments: list[str]) -> int:
     if failed:
         print(f"anyxform: {failed} of {len(inputs)} inputs failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of generation that were given; complains before anything is loaded."""
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size {options.batch_size} is not possible: give 1 or more")
+    from anyxform.sampling import Sampling  # torch is imported only now
+
+    chosen = {name: value for name, value in vars(options).items() if name in Sampling.__dataclass_fields__}
+    sampling = Sampling(**chosen)
+    if options.compile and sampling.uncompiled:
+        raise ValueError(f"--compile is of plain decoding left to right: it goes with no {sampling.uncompiled}")
+    if options.show_effort and options.n != 1:
+        raise ValueError(f"--show-effort is of one answer, and -n {options.n} draws several: leave one out")
+    return chosen
 
 
 def expand(inputs: Sequence[str]) -> Iterator[str]:

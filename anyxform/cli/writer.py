@@ -11,7 +11,7 @@ from anyxform.cli.answering import Failure
 from anyxform.cli.arguments import there
 from anyxform.long import Made
 from anyxform.modality import Modality
-from anyxform.subtitles import FORMATS, TIMED
+from anyxform.subtitles import FORMATS, TIMED, timed
 
 
 class Writer:
@@ -66,7 +66,7 @@ class Writer:
             where = "" if given in result.reason else f"{given[:60]!r}: "
             print(f"anyxform: error: {where}{result.reason}", file=sys.stderr)
         elif self.out is None and self.modality.literal and not (self.format and self.several):
-            text = self._content(result).decode(errors="replace").rstrip("\n")
+            text = self._content(result, self.format).decode(errors="replace").rstrip("\n")
             shown = given.encode(errors="backslashreplace").decode()  # the name of a file may be no unicode
             print(f"{shown}\t{text}" if self.several else text)
         else:
@@ -81,7 +81,7 @@ class Writer:
         if isinstance(result, Failure):
             answer: dict[str, Any] = {"error": result.reason}
         elif self.format == "json":
-            answer = json.loads(self._content(result))
+            answer = json.loads(self._content(result, "json"))
         elif self.modality.literal:
             answer = {self.modality.name: result.value}
         else:
@@ -96,12 +96,13 @@ class Writer:
     def _save(self, given: str, made: Made) -> Path:
         path = self.place(given)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self._content(made))
+        by_lines = self.ending == "txt" and timed(made)
+        path.write_bytes(self._content(made, self.format or ("txt" if by_lines else None)))
         return path
 
-    def _content(self, made: Made) -> bytes:
-        """The bytes of a file."""
-        return FORMATS[self.format](made).encode() if self.format else self.modality.save(made.value)
+    def _content(self, made: Made, form: str | None) -> bytes:
+        """The bytes of a file; without a format, of the modality's own."""
+        return FORMATS[form](made).encode() if form else self.modality.save(made.value)
 
     def _path(self, given: str) -> Path:
         """Named like the input. No source is overwritten, and in the current folder, which nobody named, nothing is."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from anyxform.graph.files import Graph
-from anyxform.sampling import GUIDANCE, Sampling
+from anyxform.sampling import GUIDANCE, SCHEDULES, Sampling
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def masked(
     """All tokens at once, again and again, the most certain ones kept."""
     *cache, tokens = _opened(prefill(*sources), target)
     hidden_id, steps, guidance = target["vocab_size"], Sampling().steps, GUIDANCE["masked"]
+    share = SCHEDULES[Sampling().schedule]
     codes = np.full((tokens, target["num_codebooks"]), hidden_id)
     hidden, seen = np.ones(tokens, dtype=bool), None
     for number in range(1, steps + 1):
@@ -62,7 +63,7 @@ def masked(
         logits = (without + guidance * (logits - without))[..., :hidden_id]
         chosen, certainty = logits.argmax(axis=-1), _log_softmax(logits).max(axis=-1)
         codes = np.where(hidden[:, None], chosen, codes)
-        remain = min(math.floor(tokens * math.cos(0.5 * math.pi * number / steps)), int(hidden.sum()) - 1)
+        remain = min(math.floor(tokens * share(number / steps)), int(hidden.sum()) - 1)
         if number == steps or remain <= 0:
             break
         rank = np.where(hidden, certainty.mean(axis=-1), np.inf).argsort(kind="stable").argsort(kind="stable")

@@ -158,7 +158,9 @@ def _described(task: Task, slots: int) -> dict[str, Any]:
         "recipe": target.recipe()[0],
     }  # fmt: skip
     if task.decoding == "masked":
-        made |= {"hidden": target.vocab_size, "guidance": GUIDANCE["masked"], "steps": Sampling().steps}
+        plain = Sampling()
+        made |= {"hidden": target.vocab_size, "guidance": GUIDANCE["masked"]}
+        made |= {"steps": plain.steps, "schedule": plain.schedule}
     else:
         made["end"] = target.vocab_size
     shape = [config["depth"], 1, slots, config["num_kv_heads"], config["head_dim"]]
