@@ -12,7 +12,7 @@ from anyxform.attention import SegmentAttention
 from anyxform.budget import Setting, memory, plan, speed
 from anyxform.cli import main
 from anyxform.estimate import estimate
-from anyxform.hardware import DEVICES, device
+from anyxform.hardware import DEVICES, Device, device
 from anyxform.loss import batch_loss
 from anyxform.optim import adamw
 from anyxform.sequence import Example, Target, pack
@@ -125,6 +125,18 @@ def test_time_and_money():
     told = plan(found, one, tokens=1e12, price=3.0)
     assert told["price"] == pytest.approx(told["days"] * 24 * 3.0) and told["days"] > 0
     assert plan(found, one, 1e12, None)["price"] is None
+
+
+def test_what_a_million_generated_tokens_cost():
+    """Half of what reading all weights of the stack once for 64 tokens allows, or computing with them."""
+    found = cost()
+    bytes_read, operations = 2 * found.stack_parameters, 2 * found.stack_parameters
+    reads, computes = Device("", 1e15, 1e14, 1e11, bandwidth=1e12), Device("", 1e13, 1e12, 1e11, bandwidth=1e12)
+    for hardware, rate in ((reads, 64 * 1e12 / bytes_read / 2), (computes, 1e13 / operations / 2)):
+        told = plan(found, Setting(hardware, 8, rows_per_step=8), tokens=1e9, price=3.6)  # of one, not of all eight
+        assert told["generated_tokens_per_second"] == pytest.approx(rate, rel=1e-6)
+        assert told["price_per_million_generated"] == pytest.approx(1e6 / rate * 0.001, rel=1e-6)
+    assert plan(found, Setting(reads), 1e9, None)["price_per_million_generated"] is None
 
 
 def test_this_machine_is_measured():
