@@ -59,6 +59,8 @@ def prepare(model: Transformer, dtype: Dtype = "fp32") -> Transformer:
     device that is no CPU, where no such kernel is tested, or with a width that is no multiple of 16.
     """
     device = model.norm.weight.device
+    if dtype == "fp16":
+        raise ValueError("dtype='fp16' is not possible: it is slow on CPUs, and large activations overflow: give bf16")
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not possible: give {', '.join(DTYPES)}")
     if dtype == "int8" and device.type != "cpu":

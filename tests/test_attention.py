@@ -39,17 +39,22 @@ def test_nothing_is_seen_across_segments():
     assert not mask[:9, 9:].any()
 
 
+def assert_the_definition(segments, size, kv_heads):
+    """Outputs and gradients by segments are those of the definition in fp64, to a few roundings of the largest."""
+    given, tokens, found = random_inputs(kv_heads=kv_heads, size=size), sum(segments.lengths), []
+    for backend, dtype in ((SegmentAttention, torch.float32), (DenseAttention, torch.float64)):
+        inputs = [x.detach().float().to(dtype).requires_grad_() for x in given]
+        output = backend(segments, size)(*inputs)[:tokens]
+        (output * torch.arange(output.numel(), dtype=dtype).view_as(output).cos()).sum().backward()
+        found.append([output.detach(), *(x.grad[:tokens] for x in inputs)])
+    for one, exact in zip(*found):
+        assert (one.dtype, exact.dtype) == (torch.float32, torch.float64)
+        torch.testing.assert_close(one.double(), exact, rtol=0, atol=2e-6 * float(exact.abs().max()))
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_segment_loop_equals_the_definition(kv_heads):
-    outputs, gradients = [], []
-    for backend in (DenseAttention, SegmentAttention):
-        inputs = random_inputs(kv_heads=kv_heads, dtype=torch.float32)
-        output = real(backend(SEGMENTS, SIZE)(*inputs))
-        output.square().sum().backward()
-        outputs.append(output.detach())
-        gradients.append([real(x.grad) for x in inputs])
-    torch.testing.assert_close(*outputs)
-    torch.testing.assert_close(*gradients)
+    assert_the_definition(SEGMENTS, SIZE, kv_heads)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -85,13 +90,7 @@ def test_many_segments_equal_the_definition(kv_heads, prefixes):
     lengths = [p + t for p, t, _ in shapes]
     starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     segments, size = Segments(starts[:-1], *map(list, parts)), starts[-1] + 7
-    found = []
-    for backend in (DenseAttention, SegmentAttention):
-        inputs = random_inputs(kv_heads=kv_heads, dtype=torch.float32, size=size)
-        output = backend(segments, size)(*inputs)[: size - 7]
-        (output * torch.arange(output.numel()).view_as(output).cos()).sum().backward()
-        found.append([output.detach(), *(x.grad[: size - 7] for x in inputs)])
-    torch.testing.assert_close(*found)
+    assert_the_definition(segments, size, kv_heads)
     assert len(SegmentAttention(segments, size).groups) < len(shapes) / 2
 
 
@@ -102,14 +101,7 @@ def test_a_row_of_padding_alone_passes_through():
 
 @pytest.mark.parametrize("prefix", [0, 4])
 def test_segments_of_one_shape_equal_the_definition(prefix):
-    segments = Segments([0, 10, 20], [prefix] * 3, [10 - prefix] * 3, [True] * 3)
-    found = []
-    for backend in (DenseAttention, SegmentAttention):
-        inputs = random_inputs(dtype=torch.float32)
-        output = backend(segments, SIZE)(*inputs)
-        output.square().sum().backward()
-        found.append([output.detach(), *(x.grad for x in inputs)])
-    torch.testing.assert_close(*found)
+    assert_the_definition(Segments([0, 10, 20], [prefix] * 3, [10 - prefix] * 3, [True] * 3), SIZE, kv_heads=2)
 
 
 def test_flex_mask_equals_the_definition():

@@ -46,6 +46,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dic
 @pytest.mark.parametrize(
     ("count", "strategy", "optimizer", "kind"),
     [
+        (2, "ddp", "sgd", "whole"),
+        (2, "fsdp", "sgd", "sharded"),
         (2, "ddp", "adamw", "whole"),
         (2, "fsdp", "muon", "sharded"),
         (4, "fsdp", "sgd", "whole"),
@@ -96,9 +98,11 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], exac
         assert worst <= min(1e-5 * max(1.0, largest), (5e-5 if exactly else 3e-4) * largest), name
 
 
-def train(tiny: Tiny, run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
+def train(tiny: Tiny, run_dir: Path, *overrides: str, torchrun: int = 0) -> subprocess.Popen[str]:
+    """The command, started by itself or in so many processes by torchrun."""
     options = ("train.rows_per_step=3", "train.val_every=3", "train.val_rows=3", "train.sample_every=6", *overrides)
-    command = [sys.executable, "-m", "anyxform", *tiny.train(run_dir, *options)]
+    launcher = [*TORCHRUN, f"--nproc-per-node={torchrun}"] if torchrun else [sys.executable]
+    command = [*launcher, "-m", "anyxform", *tiny.train(run_dir, *options)]
     return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -108,14 +112,18 @@ def losses(run_dir: Path) -> list[float]:
 
 
 def test_the_command_trains_in_processes_and_goes_on_in_another_number(tiny, tmp_path):
+    """In two by torchrun, in three that it starts itself, and at last in one: as one does that is never ended."""
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     rate = "optim.schedule=constant"
     process = train(tiny, whole, rate)
     assert process.wait(100) == 0, process.communicate()[1]
-    for steps, count in ((2, 2), (4, 3)):  # parts of two are read by three, and theirs by one
-        options = ("distributed=fsdp", f"distributed.processes={count}", "distributed.checkpoint=sharded")
-        process = train(tiny, parted, rate, f"train.steps={steps}", *options, "resume=auto")
-        assert process.wait(100) == 0, process.communicate()[1]
+    sharded = ("distributed.strategy=fsdp", "distributed.checkpoint=sharded", "resume=auto")
+    process = train(tiny, parted, rate, "train.steps=2", *sharded, torchrun=2)
+    said = process.communicate(timeout=100)[1]
+    assert process.returncode == 0 and "2 processes (fsdp)" in said, said
+    options = ("train.steps=4", "distributed=fsdp", "distributed.processes=3")  # they read the parts of two
+    process = train(tiny, parted, rate, *options, *sharded[1:])
+    assert process.wait(100) == 0, process.communicate()[1]
     assert len(list((parted / "checkpoints").glob("step-*4/optimizer/part-*-of-00003.safetensors"))) == 3
     assert main(["export", str(parted), str(tmp_path / "exported")]) == 0
     exported = load_file(tmp_path / "exported" / "model.safetensors")

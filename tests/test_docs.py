@@ -28,8 +28,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
+    """What the pages have users run, also what torchrun, or python, is to run in its processes."""
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
-    return sorted({line for line in lines if line.startswith("anyxform ")})
+    found = [re.search(r"^anyxform .*|(?<= -m )anyxform .*", line) for line in lines]
+    return sorted({match[0] for match in found if match})
 
 
 def adapted(text: str) -> str:

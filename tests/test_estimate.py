@@ -12,37 +12,65 @@ from anyxform.attention import SegmentAttention
 from anyxform.budget import Setting, memory, plan, speed
 from anyxform.cli import main
 from anyxform.estimate import estimate
-from anyxform.hardware import DEVICES, device
+from anyxform.hardware import DEVICES, Device, device
 from anyxform.loss import batch_loss
+from anyxform.model import PRESETS
 from anyxform.optim import adamw
 from anyxform.sequence import Example, Target, pack
 from tests.toy import toys
 from tests.toy_training import CONDITIONS, toy_model, toy_row
 
 SIZES = {"dim": 64, "depth": 3, "num_heads": 4, "num_kv_heads": 2}
-REAL = """
+COUNTED = """
 import ctypes, gc, re, torch
 from anyxform.loss import batch_loss
+from anyxform.model import PRESETS
+from anyxform.optim import EMA, optimizer_named
+from anyxform.train import TrainState, train
 from tests.toy_training import toy_model, toy_row
 
 def status(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 
+def begin():
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
+    return status("VmRSS")
+
 torch.set_num_threads(1)
+"""
+ROW = """
 model, row = toy_model(dim=256, depth=6, num_heads=4), toy_row(0, repeats=16)
 for block in model.blocks:
     block.recomputes = {recompute}
 for _ in range(2):
-    gc.collect()  # of the second round only the gradients of the first are there, as with several rows a step
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
-    before = status("VmRSS")
+    before = begin()  # of the second round only the gradients of the first are there, as with several rows a step
     with torch.autocast("cpu", torch.bfloat16, enabled={bf16}):
         loss, _ = batch_loss(model, row)
     loss.backward()
     del loss
 print(status("VmHWM") - before)
 """
+TRAINING = """
+def trained():
+    model = toy_model(**PRESETS["tiny"])
+    state = TrainState(model, optimizer_named("{optimizer}")(model), EMA(model, 0.9))
+    rows = [(toy_row(0, repeats=4), 0)] * 4
+    list(train(state, rows, steps=2, rows_per_step=2, lr=lambda step: 1e-3, bf16={bf16}))
+
+for _ in range(2):
+    before = begin()  # of the second round only the kernels that were made for these shapes are there
+    trained()
+print(status("VmHWM") - before)
+"""
+
+
+def peak(program: str) -> int:
+    """Bytes that a real process holds at most, beyond those that were there before."""
+    # large tensors get pages of their own, which are given back: else freed memory would be counted
+    command = ["env", "MALLOC_MMAP_THRESHOLD_=65536", sys.executable, "-c", COUNTED + program]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def cost(repeats=4, **options):
@@ -97,14 +125,21 @@ def test_sizes_are_those_of_the_model():
 @pytest.mark.parametrize(("bf16", "recompute"), [(False, False), (True, False), (True, True)])
 def test_memory_is_what_a_step_takes(bf16, recompute):
     """Within 10 % of the most memory that a real process holds in a step beyond its weights and gradients."""
-    program = REAL.format(bf16=bf16, recompute=recompute)
-    # large tensors get pages of their own, which are given back: else freed memory would be counted
-    command = ["env", "MALLOC_MMAP_THRESHOLD_=65536", sys.executable, "-c", program]
-    real = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    real = peak(ROW.format(bf16=bf16, recompute=recompute))
     sizes = {"dim": 256, "depth": 6, "num_heads": 4}
     row = toy_row(0, repeats=16)
     found = estimate(sizes, toys(), list(CONDITIONS), [row], bf16=bf16, recompute=recompute)
     assert found.activations == pytest.approx(real, rel=0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize(("optimizer", "bf16"), [("adamw", False), ("muon", True)])
+def test_memory_is_what_a_training_takes(optimizer, bf16):
+    """Within 10 %: weights, gradients, the optimizer's state, the average, and what is kept for the backward pass."""
+    found = estimate(PRESETS["tiny"], toys(), list(CONDITIONS), [toy_row(0, 4)], optimizer=optimizer, bf16=bf16)
+    told = plan(found, Setting(DEVICES["h100"], bf16=bf16, rows_per_step=2), tokens=1e9, price=None)
+    assert told["memory_needed"] == pytest.approx(peak(TRAINING.format(optimizer=optimizer, bf16=bf16)), rel=0.1)
+    assert found.activations < 0.5 * told["memory_needed"], "else the rest would not be seen"
 
 
 def test_sharding_divides_all_but_the_activations():
@@ -125,6 +160,18 @@ def test_time_and_money():
     told = plan(found, one, tokens=1e12, price=3.0)
     assert told["price"] == pytest.approx(told["days"] * 24 * 3.0) and told["days"] > 0
     assert plan(found, one, 1e12, None)["price"] is None
+
+
+def test_what_a_million_generated_tokens_cost():
+    """Half of what reading all weights of the stack once for 64 tokens allows, or computing with them."""
+    found = cost()
+    bytes_read, operations = 2 * found.stack_parameters, 2 * found.stack_parameters
+    reads, computes = Device("", 1e15, 1e14, 1e11, bandwidth=1e12), Device("", 1e13, 1e12, 1e11, bandwidth=1e12)
+    for hardware, rate in ((reads, 64 * 1e12 / bytes_read / 2), (computes, 1e13 / operations / 2)):
+        told = plan(found, Setting(hardware, 8, rows_per_step=8), tokens=1e9, price=3.6)  # of one, not of all eight
+        assert told["generated_tokens_per_second"] == pytest.approx(rate, rel=1e-6)
+        assert told["price_per_million_generated"] == pytest.approx(1e6 / rate * 0.001, rel=1e-6)
+    assert plan(found, Setting(reads), 1e9, None)["price_per_million_generated"] is None
 
 
 def test_this_machine_is_measured():

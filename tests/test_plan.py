@@ -8,6 +8,7 @@ import pytest
 
 from anyxform.cli import main
 from anyxform.scaling import Law, Point, fit_law
+from tests.tiny import Tiny
 
 TRUE = Law(floor=1.7, a=400, alpha=0.34, b=410, beta=0.28, error=0)
 SIZES, TOKENS = {"small": 3e6, "middle": 11e6, "large": 30e6}, (2e6, 4e6, 8e6, 16e6)
@@ -64,7 +65,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [str(run_folder(Path(name), size, 3e10 / size)) for name, size in SIZES.items()]
 
 
-def test_the_command_states_the_right_size(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_states_the_right_size_and_how_many_tokens(
+    runs: list[str], tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", "--fit", *runs, "--hours", "1", "1000"]) == 0
     plan = json.loads(Path("plan/plan.json").read_text())
     assert plan["law"]["alpha"] == pytest.approx(TRUE.alpha, rel=0.05)
@@ -80,6 +83,13 @@ def test_the_command_states_the_right_size(runs: list[str], capsys: pytest.Captu
     assert early["of_the_runs"] == "small" and late["of_the_runs"] == "large"
     said = capsys.readouterr().out
     assert "parameters^0.3" in said and "large (30.0 M)" in said and "◀" in said
+    assert main(["plan", *tiny.train(None)[1:], "--gpu", "h100", "--law", "plan/plan.json", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    parameters, tokens = told["parameters"], told["tokens_advised"]
+    law = Law(**plan["law"])
+    for factor in (0.9, 1.1):  # with so many the model has the best size for what they cost
+        assert law.loss(factor * parameters, tokens / factor) > law.loss(parameters, tokens)
+    assert told["tokens"] == tokens == pytest.approx(TRUE.best_tokens(parameters), rel=0.2)
 
 
 def test_the_law_is_drawn(runs: list[str]) -> None:

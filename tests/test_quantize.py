@@ -87,6 +87,7 @@ def test_int8_takes_a_quarter():
     ("dtype", "device", "message"),
     [
         ("int4", "cpu", "dtype='int4' is not possible: give fp32, bf16, int8"),
+        ("fp16", "cpu", "dtype='fp16' is not possible: it is slow on CPUs, and large activations overflow: give bf16"),
         ("int8", "meta", "dtype=int8 is for CPUs, not for meta: give bf16, or the device cpu"),
     ],
 )

@@ -250,8 +250,8 @@ def test_what_does_not_fit_a_run_that_is_there(
 @pytest.mark.parametrize(
     ("file", "line", "message"),
     [
-        ("data/tiny.yaml", "holdout: ['audio>text:en']", "'data.holdout': did you mean 'hold_out'?"),
-        ("experiment/tiny.yaml", "train: {val_evry: 3}", "'train.val_evry': did you mean 'val_every'?"),
+        ("data/tiny.yaml", "holdout: ['audio>text:en']", "'data.holdout': did you mean 'data.hold_out'?"),
+        ("experiment/tiny.yaml", "train: {val_evry: 3}", "'train.val_evry': did you mean 'train.val_every'?"),
         ("experiment/tiny.yaml", "trian: {steps: 3}", "'trian': did you mean 'train'?"),
         ("data/tiny.yaml", "home: /data", ""),
     ],
@@ -294,6 +294,8 @@ def test_what_the_data_do_not_have_needs_no_tokenizer(
     [
         (["train.stpes=9"], "no config key is called 'train.stpes': did you mean 'train.steps'?"),
         (["train.float8=true"], "train.float8=true needs "),
+        (["train.fp16=true"], "there is no train.fp16: fp16 is slow on CPUs, and wants its losses scaled everywhere: "),
+        (["+train.fp16=true"], "everywhere: use train.bf16=true"),
         (["experiment=tinny"], "there is no config 'experiment/tinny': did you mean 'tiny'?"),
         (["model.depth=null"], "model.depth=null is not possible: give a number"),
         (["train.steps=many"], "train.steps=many is not possible: give a number"),

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from anyxform.checkpoint import load_modality
-from anyxform.cli.conf import shipped
+from anyxform.cli.conf import no_such_key, shipped
 from anyxform.data import condition_names
 from anyxform.dataset import Dataset, open_datasets, shards_of
 from anyxform.directions import Directions
-from anyxform.field import Direction, Field, did_you_mean
+from anyxform.field import Direction, Field
 from anyxform.init_from import Origin
 from anyxform.modality import Modality, get_modality
 from anyxform.model import Transformer
@@ -70,8 +70,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
     for part, names in known.items():
         for key in config[part] if part else config:
             if key not in names and get_close_matches(str(key), names, n=1):
-                name = f"{part}.{key}".lstrip(".")
-                raise ValueError(f"no config key is called {name!r}: {did_you_mean(str(key), names)}")
+                wrong, *others = (f"{part}.{name}".lstrip(".") for name in (key, *names))
+                raise ValueError(no_such_key(wrong, others))
 
 
 class NoTokenizer(ValueError):

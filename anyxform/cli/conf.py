@@ -24,6 +24,9 @@ from yaml import YAMLError
 from anyxform.cli.arguments import Parser
 from anyxform.field import did_you_mean
 
+REFUSED = {"train.fp16": "fp16 is slow on CPUs, and wants its losses scaled everywhere: use train.bf16=true"}
+"""Keys that other trainers have, and why there are none here."""
+
 
 def conf_folder() -> Path:
     """The project's configs: inside the installed package, or beside it in a checkout."""
@@ -53,6 +56,13 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise ValueError(_explain(error, name, overrides, own)) from error
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
+
+
+def no_such_key(key: str, known: Sequence[str]) -> str:
+    """What is said of a key that no config has: why, or the nearest of those that it could have been."""
+    if key in REFUSED:
+        return f"there is no {key}: {REFUSED[key]}"
+    return f"no config key is called {key!r}: {did_you_mean(key, known)}"
 
 
 def shipped(name: str) -> dict[str, Any]:
@@ -131,7 +141,7 @@ def _explain(error: Exception, name: str, overrides: Sequence[str], own: Path | 
         if match[1] in keys:
             return f"{match[1]} is given entries that it has not: add each, as +{match[1]}.NAME.KEY=VALUE"
         near = keys if get_close_matches(match[1], keys, n=1) else [key for key in keys if "." not in key]
-        return f"no config key is called {match[1]!r}: {did_you_mean(match[1], near)}"
+        return no_such_key(match[1], near)
     if match := re.search(r"Could not find '([^']+)'", message):
         group, _, option = match[1].rpartition("/")
         return f"there is no config {match[1]!r}: {did_you_mean(option, _options(group, own))}"
