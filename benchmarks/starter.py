@@ -25,9 +25,9 @@ def modalities() -> dict[str, Modality]:
     }
 
 
-def datasets(found: dict[str, Modality], split: str) -> dict[str, Dataset]:
-    """A split of the starter's datasets."""
-    config = compose("train", ["data=starter"])["data"]
+def datasets(found: dict[str, Modality], split: str, data: str = "starter") -> dict[str, Dataset]:
+    """A split of the starter's datasets, or of what is built beside them."""
+    config = compose("train", [f"data={data}"])["data"]
     return open_datasets(config["datasets"], found, root=config["root"], split=split)
 
 
