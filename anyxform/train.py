@@ -42,7 +42,7 @@ class TrainState:
 
 
 class _Losses:
-    """Sums of each direction's losses over many batches, read from the device once."""
+    """Sums of each direction's losses over many batches, which stay on the device until they are read."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -53,10 +53,15 @@ class _Losses:
             self.sums[direction] = self.sums[direction] + total if direction in self.sums else total
             self.counts[direction] = self.counts.get(direction, 0) + count
 
-    def plain(self) -> tuple[dict[str, float], dict[str, int]]:
-        """The sums and the numbers of labels, as plain values."""
-        sums = torch.stack(list(self.sums.values())).tolist() if self.sums else []
-        return dict(zip(self.sums, sums)), self.counts
+    def plain(self, *others: Tensor) -> tuple[dict[str, float], dict[str, int], list[float]]:
+        """The sums, the numbers of labels, and single numbers beside them, as plain values."""
+        values = fetch([*others, *self.sums.values()])
+        return dict(zip(self.sums, values[len(others) :])), self.counts, values[: len(others)]
+
+
+def fetch(numbers: Sequence[Tensor]) -> list[float]:
+    """Single numbers of a device as plain values. It waits for the device, once for all of them."""
+    return torch.stack(list(numbers)).tolist() if numbers else []
 
 
 def _means(parts: Sequence[tuple[dict[str, float], dict[str, int]]]) -> tuple[float, dict[str, float]]:
@@ -89,6 +94,8 @@ def train_step(
 
     The objective is the sum of all losses (see `batch_loss`) divided by the labels of all rows together, those of other
     processes included. Where it, or the norm of its gradient, is not finite, nothing is updated and `skipped` is true.
+    On a GPU this is waited for once, before the update, whatever the number of rows.
+
     `seeds` of chance in the model, one a row. In `parallel`, a process with fewer rows than another goes through its
     last one again, for nothing, as the others wait for it in the middle of theirs.
 
@@ -117,13 +124,13 @@ def train_step(
             objectives.append(total.detach())
             losses.add(shares)
     parallel.forget_idle([idle for _, _, idle in plans])
-    grad_norm = clip_gradients(model.parameters(), clip)
-    every = parallel.world.gather((bool(torch.stack(objectives).isfinite().all()), *losses.plain()))
-    finite = all(fine for fine, _, _ in every) and bool(grad_norm.isfinite())
+    *own, decisive = losses.plain(clip_gradients(model.parameters(), clip), *objectives)
+    every = parallel.world.gather((all(map(math.isfinite, decisive)), *own))
+    finite = all(fine for fine, _, _ in every)
     if finite:
         optimizer.step()
     loss, directions = _means([(sums, counts) for _, sums, counts in every])
-    return {"loss": loss, "directions": directions, "grad_norm": float(grad_norm), "skipped": not finite}
+    return {"loss": loss, "directions": directions, "grad_norm": decisive[0], "skipped": not finite}
 
 
 def train(
@@ -248,7 +255,7 @@ def validation_loss(
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             losses.add(parallel.evaluate(batch.to(device)))
     model.train(was_training)
-    return _means(parallel.world.gather(losses.plain()))
+    return _means(parallel.world.gather(losses.plain()[:2]))
 
 
 @contextmanager

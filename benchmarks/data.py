@@ -2,27 +2,31 @@
 
     python -m benchmarks.data
 
-Both read the starter's training shards, decode each picture (WebP) and each recording (Opus) and parse the JSON. The
-second comparison reads bytes alone. Last, the whole pipeline up to packed rows, which has no peer.
+Both read the starter's training shards, decode each picture (WebP) and each recording (Opus) and parse the JSON; then
+bytes alone. Again with the same samples in tars whose names are too long for a plain header: in pax records, and in
+headers of their own as GNU tar writes them.
 """
 
 import io
 import json
-import time
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import soundfile
 import torch
 import webdataset
 from PIL import Image
 
+from anyxform.shard_samples import Sample
 from anyxform.shards import index
-from benchmarks import starter
-from benchmarks.compare import calibration, compare, report
+from benchmarks.compare import Comparison, calibration, compare, report
 
 SHARDS = sorted(Path("data/starter").glob("*/train-*.tar"))
 SAMPLES = 1500
+LONG = "a-folder-whose-name-alone-is-longer-than-the-hundred-bytes-that-a-plain-header-has-for-the-name-of-a-member"
+FORMATS = {"pax": tarfile.PAX_FORMAT, "GNU long names": tarfile.GNU_FORMAT}
 
 
 def decode(ending: str, data: bytes) -> object:
@@ -37,10 +41,21 @@ def raw(ending: str, data: bytes) -> object:
     return data
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    before = calibration()
-    samples = [sample for shard in SHARDS for sample in index(shard).samples][:SAMPLES]
+def packed_anew(samples: Sequence[Sample], path: Path, form: int) -> Path:
+    """A tar of the same samples under long names."""
+    with tarfile.open(path, "w", format=form) as tar:
+        for number, sample in enumerate(samples):
+            for ending in sample.members:
+                data = sample.read(ending)
+                member = tarfile.TarInfo(f"{LONG}/{number:06d}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def compared(kind: str, shards: Sequence[Path]) -> list[Comparison]:
+    """Both readers of the first samples of some shards."""
+    samples = [sample for shard in shards for sample in index(shard).samples][:SAMPLES]
 
     def ours(read: Callable[[str, bytes], object]) -> float:
         for sample in samples:
@@ -49,27 +64,28 @@ def main() -> None:
         return len(samples)
 
     def peer(read: Callable[[str, bytes], object]) -> float:
-        stream = iter(webdataset.WebDataset([str(shard) for shard in SHARDS], shardshuffle=False, empty_check=False))
+        stream = iter(webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False, empty_check=False))
         for _ in range(len(samples)):
             for ending, data in next(stream).items():
                 if not ending.startswith("__"):
                     read(ending, data)
         return len(samples)
 
-    results = [
-        compare(
-            "reading with decoding", lambda: ours(decode), lambda: peer(decode), unit="samples/s", pairs=6, warmup=1
-        ),
-        compare("reading bytes", lambda: ours(raw), lambda: peer(raw), unit="samples/s", pairs=12),
+    name, unit = f"reading {kind}", "samples/s"
+    return [
+        compare(f"{name} with decoding", lambda: ours(decode), lambda: peer(decode), unit=unit, pairs=6, warmup=1),
+        compare(f"{name}, bytes", lambda: ours(raw), lambda: peer(raw), unit=unit, pairs=12),
     ]
-    stream, _ = starter.rows(starter.modalities())
-    generator = stream.from_position()
-    for _ in range(2):  # codes of targets are made once for each, then kept: the first pools show the start
-        started, pool = time.perf_counter(), stream.counts.samples
-        while stream.counts.samples < pool + stream.options.pool:
-            next(generator)
-        rate = stream.options.pool / (time.perf_counter() - started)
-        print(f"whole pipeline, one process: {rate:,.0f} samples/s, padding of rows {stream.padding:.2%}")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    before = calibration()
+    results = compared("the starter's shards", SHARDS)
+    samples = [sample for shard in SHARDS for sample in index(shard).samples][:SAMPLES]
+    with TemporaryDirectory() as folder:
+        for kind, form in FORMATS.items():
+            results += compared(kind, [packed_anew(samples, Path(folder) / f"{form}.tar", form)])
     report(results, before, samples=len(samples))
 
 

@@ -1,9 +1,11 @@
 """Resident memory while many samples are read: of the process that trains and of those that read for it.
 
-    python -m benchmarks.memory [samples] [workers]
+    python -m benchmarks.memory [samples] [workers] [texts | all]
 
-The starter's texts (its prompts and names), packed into rows as training does, in several times over its epochs; every
-ten per cent the memory of all processes is printed. Flat is: no more at the end than after the first 20 %, by 3 %.
+The starter's texts (its prompts and names), packed into rows as training does, several times over; or all of its
+datasets, with pictures and recordings decoded, augmented and made to codes. These are not kept, as a process does up to
+a bound (docs/data.md), for what grew otherwise would not be seen. Every ten per cent the memory of all processes is
+printed. Flat is: no more at the end than after the first 20 %, by 3 %; the slope is that of the last 80 %.
 """
 
 import json
@@ -21,37 +23,55 @@ NAMES = ("prompts", "names")
 
 
 def resident() -> float:
-    """MB of this process and of those that it started, private and shared, as the kernel counts them."""
-    own, total = os.getpid(), 0
+    """MB of this process and of all that come from it, private and shared, as the kernel counts them."""
+    parents, sizes = dict[int, int](), dict[int, int]()
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if own in (int(folder.name), parent):
-                    total += int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+                size = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             except OSError:  # it has just ended
                 continue
-    return total / 1e6
+            parents[int(folder.name)], sizes[int(folder.name)] = parent, size
+
+    def is_ours(process: int) -> bool:  # workers are forked by a process of their own, which this one has started
+        return process == os.getpid() or (process in parents and is_ours(parents[process]))
+
+    return sum(size for process, size in sizes.items() if is_ours(process)) / 1e6
 
 
-def main(samples: int = 200_000, workers: int = 1) -> None:
+def texts(workers: int) -> Rows:
+    """Rows of texts alone."""
     config = compose("train", ["data=starter"])["data"]
     found = {"text": starter.modalities()["text"]}
     chosen = {name: config["datasets"][name] for name in NAMES}
     datasets = open_datasets(chosen, found, root=config["root"])
     ids = {name: number for number, name in enumerate(condition_names(datasets, found))}
-    rows = Rows(datasets, found, ids, directions={"text>text": 1.0}, num_workers=workers)
+    return Rows(datasets, found, ids, directions={"text>text": 1.0}, num_workers=workers)
+
+
+def everything(workers: int) -> Rows:
+    """Rows of all datasets; pools are small, so that memory is seen often."""
+    rows, _ = starter.rows(starter.modalities(), num_workers=workers, pool=1024)
+    rows.examples.codes.keep = 0
+    return rows
+
+
+def main(samples: str = "200_000", workers: str = "1", kind: str = "texts") -> None:
+    total = int(samples)
+    rows = {"texts": texts, "all": everything}[kind](int(workers))
     measured: list[tuple[int, float]] = []
     for _ in rows.from_position():
-        if rows.counts.samples >= (len(measured) + 1) * samples / 10:
+        if rows.counts.samples >= (len(measured) + 1) * total / 10:
             measured.append((rows.counts.samples, resident()))
             print(f"{measured[-1][0]:,} samples: {measured[-1][1]:,.0f} MB", flush=True)
         if len(measured) == 10:
             break
-    growth = measured[-1][1] / measured[1][1] - 1
-    print(f"after the first 20 %: {growth:+.1%}, {'flat' if growth < 0.03 else 'NOT flat'}")
-    print(json.dumps({"measured": measured, "growth": growth, "workers": workers}))
+    (first, before), (last, after) = measured[1], measured[-1]
+    growth, slope = after / before - 1, 1000 * (after - before) / (last - first)
+    print(f"after the first 20 %: {growth:+.1%}, {slope:+.2f} KB a sample, {'flat' if growth < 0.03 else 'NOT flat'}")
+    print(json.dumps({"kind": kind, "measured": measured, "growth": growth, "slope_kb": slope, "workers": workers}))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])

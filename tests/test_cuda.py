@@ -1,10 +1,12 @@
-"""On a CUDA device: the same as on the CPU, nothing compiled twice, and no row waits for the device."""
+"""On a CUDA device: the same as on the CPU, nothing compiled twice, no row waits for the device, and a step once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from anyxform.compiled import CompiledStep
 from anyxform.field import Field
@@ -12,14 +14,14 @@ from anyxform.generate import generate
 from anyxform.likelihood import likelihoods
 from anyxform.loss import batch_loss
 from anyxform.model import compile_blocks
-from anyxform.optim import adamw
+from anyxform.optim import EMA, adamw, muon
 from anyxform.request import Request
 from anyxform.sampling import Sampling
 from anyxform.sequence import pack
 from anyxform.spelling import spelt
-from anyxform.train import train_step
+from anyxform.train import TrainState, fetch, train, train_step
 from tests.toy import toys
-from tests.toy_training import DIRECTIONS, toy_example, toy_model, toy_row
+from tests.toy_training import DIRECTIONS, toy_example, toy_model, toy_row, toy_rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -81,6 +83,29 @@ def test_no_row_waits_for_the_device(no_waiting: None) -> None:
         with torch.autocast("cuda", torch.bfloat16):
             total, _ = batch_loss(model, row)
         total.backward()
+
+
+@pytest.mark.parametrize("make", [adamw, muon])
+def test_a_step_waits_for_the_device_once(
+    make: Callable[..., Any], no_waiting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows to the device, losses, gradients, update and average: where it reads what it decides by, not elsewhere."""
+    model, fetched = toy_model().cuda(), []
+
+    def allowed(numbers: Sequence[Tensor]) -> list[float]:
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("default")
+        fetched.append(fetch(numbers))
+        torch.cuda.set_sync_debug_mode(before)
+        return fetched[-1]
+
+    monkeypatch.setattr("anyxform.train.fetch", allowed)
+    state = TrainState(model, make(model), EMA(model, 0.99))
+    steps = train(state, toy_rows(), steps=5, lr=lambda step: 1e-3, rows_per_step=2, bf16=True)
+    next(steps), next(steps)  # these compile
+    torch.cuda.set_sync_debug_mode("error")
+    assert [metrics["skipped"] for metrics in steps] == 3 * [False]
+    assert len(fetched) == 5
 
 
 @pytest.mark.parametrize("decoding", ["autoregressive", "masked"])

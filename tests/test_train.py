@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyxform.checkpoint import model_tensors
 from anyxform.loss import MOST_LOGITS, Z_LOSS, _losses, alike, batch_loss, head_losses
+from anyxform.optim import adamw, muon
 from anyxform.sequence import Example, Source, Target, marker, pack
-from anyxform.train import averaged, rotating_exit, skipped_blocks, train, train_step, validation_loss
+from anyxform.train import averaged, fetch, rotating_exit, skipped_blocks, train, train_step, validation_loss
 from tests.toy import toys
 from tests.toy_training import CONDITIONS, DIRECTIONS, toy_example, toy_model, toy_row, toy_rows, toy_state
 
@@ -142,6 +144,33 @@ def test_a_nonfinite_step_is_skipped_and_counted():
     assert all(torch.equal(a, b) for a, b in zip(weights, state.model.parameters()))
     assert all(torch.equal(average[name], tensor) for name, tensor in state.ema.weights.items())
     assert not next(stream)["skipped"]
+
+
+@pytest.mark.parametrize("make", [adamw, muon])
+def test_a_step_reads_what_it_decides_by_from_the_device_once(monkeypatch, make):
+    """Elsewhere nothing becomes a plain value: on a GPU each of these would wait for all that was launched."""
+    state, rows, fetched = toy_state(), list(islice(toy_rows(), 6)), []
+    state.optimizer = make(state.model)
+    monkeypatch.setattr("anyxform.train.fetch", lambda numbers: fetched.append(len(numbers)) or fetch(numbers))
+    with Plain() as plain:
+        steps = list(train(state, rows, steps=3, rows_per_step=2, **CONSTANT))
+    assert not plain.calls and not any(metrics["skipped"] for metrics in steps)
+    assert fetched == 3 * [1 + 2 + len(DIRECTIONS)]  # the gradient's norm, each row's objective, each direction's loss
+    with Plain() as plain:
+        bool(rows[0][0].positions.any())
+    assert plain.calls  # it would be seen
+
+
+class Plain(TorchDispatchMode):
+    """Sees each tensor that becomes a number of Python's."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
 
 
 def test_too_many_nonfinite_steps_in_a_row_stop_the_run():
