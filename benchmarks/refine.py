@@ -67,14 +67,21 @@ def main(seconds: float, limit: int) -> None:
         datasets, pipeline.modalities, patterns=["image:openmoji>text:en"], limit=limit, new_only=True
     ).items
     given = [item.direction for item in items], [item.sources for item in items]
-    answers = {name: pipeline.answer(*given, **options) for name, options in SYSTEMS.items()}
+    answers, seconds_of = dict[str, list[Any]](), dict[str, float]()
+    for name, options in SYSTEMS.items():
+        began = time.perf_counter()
+        answers[name] = pipeline.answer(*given, **options)
+        seconds_of[name] = time.perf_counter() - began
     (row,) = evaluate(items, answers, pipeline.modalities).directions
     for name, metrics in row.systems.items():
         changed = sum(one != other for one, other in zip(answers[name], answers[MODEL]))
         values = ", ".join(
             f"{it} {metrics[it].value:.3f} [{metrics[it].low:.3f}, {metrics[it].high:.3f}]" for it in ("exact", "cer")
         )
-        print(f"{'drafts' if name == MODEL else name}: {values}, {changed} of {row.n} changed")
+        print(
+            f"{'drafts' if name == MODEL else name}: {values}, {changed} of {row.n} changed, "
+            f"{seconds_of[name] / seconds_of[MODEL]:.1f} of the drafts' time"
+        )
     for name, compared in row.against.items():
         gain = compared["cer"].gain
         print(f"gain in cer when {name}: {-gain.value:.3f} [{-gain.high:.3f}, {-gain.low:.3f}]")
