@@ -30,6 +30,8 @@ class RMSNorm(nn.Module):
         if _is_small(x):
             return _small_rms_norm(x, self.weight, self.eps)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            if not torch.is_grad_enabled():
+                return _normalise(x, self.weight, self.eps)[0]
             return _Normalised.apply(x, self.weight, self.eps)  # type: ignore[return-value]
         # a weight of another dtype than x leaves the fused kernel
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
@@ -52,16 +54,22 @@ def _small_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (rows * scale * weight).view(x.shape)
 
 
+def _normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The same on CPUs, where torch has no kernel for it, in fewer passes, in fp32 inside; and by what was scaled."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x.to(precise) * scale).mul_(weight).to(x.dtype), scale  # a product of two dtypes would be slow
+
+
 class _Normalised(torch.autograd.Function):
-    """RMSNorm on CPUs, where torch has no kernel for it: the same in fewer passes, in fp32 inside."""
+    """`_normalise` with a backward in fewer passes too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        precise = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, scale = _normalise(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x.to(precise) * scale).mul_(weight).to(x.dtype)  # a product of two dtypes would be slow
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
