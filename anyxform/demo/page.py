@@ -78,7 +78,8 @@ def _header(contents: Contents) -> str:
 <p class="brand">anyxform</p>
 <h1>One model, <em>any</em> pair.</h1>
 <p class="lead">One set of weights, trained from nothing on this machine just now, turns pictures, speech and words into
-one another. Nothing below was seen in training, and a seed chose it, not a person: failures are shown as they come.</p>
+one another. Nothing that it was asked for was seen in training, and a seed chose it, not a person: failures are shown
+as they come.{" Further down stands the starter, which ships." if contents.starter else ""}</p>
 <dl class="facts">{facts}</dl>
 <div class="scores">{"".join(map(_score, contents.summary))}</div>
 </header>
