@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import wave
 from html.parser import HTMLParser
 
@@ -195,3 +196,12 @@ def test_the_starter_is_asked_for_what_its_split_holds():
         assert len(shown.cards) == 6
         assert all(len(shown.answers[number]) == draws for card in shown.cards for number in card.items)
     assert any(named.items[number].reference == values[0] for number, values in named.answers.items())
+
+
+def test_what_is_not_there_of_the_starter_is_left_out(tmp_path):
+    """Such as the names, in a folder of shards of one's own."""
+    configs = compose("train", ["data=starter"])["data"]["datasets"]
+    assert showcase(load("starter"), configs, tmp_path, seed=0) == []
+    shutil.copytree(STARTER / "names", tmp_path / "names", ignore=shutil.ignore_patterns("train*"))
+    (shown,) = showcase(load("starter"), configs, tmp_path, seed=0)
+    assert shown.part.dataset == "names"

@@ -135,7 +135,8 @@ def _best(pipeline: Pipeline, asked: Sequence[Asked | Failure], choice: Choice) 
         try:
             _check_spelling(pipeline, it.direction, choice)
             if pipeline.silent(it.direction, it.values):  # of which not every modality can make something
-                results[place] = Made(pipeline.modalities[it.direction.target.modality].join([], []), [])
+                nothing = pipeline.modalities[it.direction.target.modality].join([], [])
+                results[place] = Made(nothing, [], target=it.direction.target)
             else:
                 request = pipeline.request(it.direction, pipeline.whole(it.direction, it.values))
                 requests[place] = it, replace(request, seed=choice.seed + it.number)
@@ -150,8 +151,8 @@ def _best(pipeline: Pipeline, asked: Sequence[Asked | Failure], choice: Choice) 
         batch_size=choice.batch_size,
         **choice.options,
     )
-    for place, found in zip(requests, ranked):
-        results[place] = Made(found[0].value, [])
+    for (place, (it, _)), found in zip(requests.items(), ranked):
+        results[place] = Made(found[0].value, [], target=it.direction.target)
     return [result for result in results if result is not None]
 
 

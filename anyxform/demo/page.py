@@ -127,8 +127,7 @@ def _starter(contents: Contents, modalities: Mapping[str, Modality], gallery: Ga
     parts = ""
     for shown in contents.starter:
         cards = [_card(card, shown.items, shown.answers, modalities, gallery) for card in shown.cards]
-        section = shown.cards[0].section if shown.cards else ("", "")
-        parts += _section(_title(section)[0], shown.part.title, shown.part.lead, cards)
+        parts += _section(_title(shown.cards[0].section)[0], shown.part.title, shown.part.lead, cards)
     return f"""<section class="starter"><h2>The starter, which ships</h2>
 <p class="lead">{escape(contents.starter_facts)}
 The same seed chose these, and failures are shown as they come.</p></section>

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anyxform.dataset import Dataset, open_datasets
+from anyxform.dataset import Dataset, open_datasets, shards_of
 from anyxform.demo.exhibits import Card, choose_cards
 from anyxform.evaluate import Item
 from anyxform.pipeline import Pipeline
@@ -73,20 +73,27 @@ class Shown:
 def showcase(
     ax: Pipeline, configs: Mapping[str, Any], root: Path, *, seed: int, parts: Sequence[Part] = PARTS
 ) -> list[Shown]:
-    """What the model makes of each part. `configs`: of the datasets, whose shards are under `root`."""
+    """What the model makes of each part that there is. `configs`: of the datasets, whose shards are under `root`.
+
+    A part whose shards or samples are not there is left out.
+    """
     asked = {part.dataset: configs[part.dataset] for part in parts}
-    splits = {"train", *(part.split for part in parts)}
-    found = {split: open_datasets(asked, ax.modalities, root=str(root), split=split) for split in splits}
+    found = {split: _opened(ax, asked, root, split) for split in {"train", *(part.split for part in parts)}}
     trained = texts_of(found["train"], ax.modalities) if any(part.new_texts for part in parts) else set()
-    return [_shown(ax, part, found[part.split], trained, seed) for part in parts]
+    there = [part for part in parts if part.dataset in found[part.split]]
+    shown = [_shown(ax, part, found[part.split][part.dataset], trained, seed) for part in there]
+    return [it for it in shown if it.cards]
 
 
-def _shown(
-    ax: Pipeline, part: Part, datasets: Mapping[str, Dataset], trained: set[tuple[str, str]], seed: int
-) -> Shown:
+def _opened(ax: Pipeline, configs: Mapping[str, Any], root: Path, split: str) -> dict[str, Dataset]:
+    there = {name: config for name, config in configs.items() if shards_of(config, str(root), split)}
+    return open_datasets(there, ax.modalities, root=str(root), split=split) if there else {}
+
+
+def _shown(ax: Pipeline, part: Part, dataset: Dataset, trained: set[tuple[str, str]], seed: int) -> Shown:
     attributes = ax.model.condition_ids.keys()
     items = choose_items(
-        {part.dataset: datasets[part.dataset]},
+        {part.dataset: dataset},
         ax.modalities,
         patterns=part.patterns,
         limit=CARDS,
