@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyxform.causal import LENGTHS, CausalAttention
 from anyxform.layers import Attend
 from anyxform.sequence import Segments, may_attend
 
@@ -165,6 +166,8 @@ class _Packed(torch.autograd.Function):
 def _by_kernel(q: Tensor, k: Tensor, v: Tensor, group: _Group) -> Tensor:
     """Attention ``[B, H, T, C]`` by torch's kernel, whose backward on CPUs takes twice as long in bf16 as in fp32."""
     # the kernel leaves out what no token of a text alone sees
+    if group.text_alone and group.longest in LENGTHS and torch.is_grad_enabled():
+        return CausalAttention.apply(q, k, v)  # type: ignore[return-value]
     return sdpa(q, k, v, None if group.text_alone else group.mask(q.dtype), causal=group.text_alone)
 
 

@@ -134,12 +134,16 @@ def _storage(tensor: Tensor) -> int:
 
 
 def operations() -> FlopCounterMode:
-    """A context that counts floating-point operations; torch's, which does not know the CPU's kernel of attention."""
+    """A context that counts floating-point operations; torch's, which does not know attention on CPUs."""
     kernel, gradient = (
         aten._scaled_dot_product_flash_attention_for_cpu,
         aten._scaled_dot_product_flash_attention_for_cpu_backward,
     )
-    formulas: dict[Any, Callable[..., int]] = {kernel: _attention, gradient: _attention_backward}
+    formulas: dict[Any, Callable[..., int]] = {
+        kernel: _attention,
+        gradient: _attention_backward,
+        torch.ops.anyxform.causal_backward: lambda _, query, key, *rest, **__: 5 * _product(query, key, causal=True),
+    }
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from anyxform.attention import BLOCK, DenseAttention, FlexAttention, SegmentAttention, _near, seen_blocks, seen_spans
+from anyxform.causal import LENGTHS, causal_backward
 from anyxform.sequence import Segments, may_attend
 from tests.toy_training import toy_model, toy_row
 
@@ -102,6 +103,20 @@ def test_a_row_of_padding_alone_passes_through():
 @pytest.mark.parametrize("prefix", [0, 4])
 def test_segments_of_one_shape_equal_the_definition(prefix):
     assert_the_definition(Segments([0, 10, 20], [prefix] * 3, [10 - prefix] * 3, [True] * 3), SIZE, kv_heads=2)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("length", [LENGTHS[0], LENGTHS[0] + 77])
+def test_texts_of_middle_length_equal_the_definition(kv_heads, length):
+    """Whose gradient is computed in blocks of queries, the last one of them short."""
+    assert_the_definition(Segments([0, length], [0, 0], [length] * 2, [True] * 2), 2 * length, kv_heads)
+
+
+def test_the_gradient_in_blocks_is_an_operator_as_torch_wants_it():
+    """Also with shapes alone, as what is planned is counted."""
+    q, k, v = (torch.randn(2, heads, 130, 8) for heads in (4, 2, 2))
+    output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=True)
+    torch.library.opcheck(causal_backward, (torch.randn_like(q), q, k, v, output, sums))
 
 
 def test_flex_mask_equals_the_definition():

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anyxform.attention import SegmentAttention
 from anyxform.budget import Setting, memory, plan, speed
+from anyxform.causal import LENGTHS
 from anyxform.cli import main
 from anyxform.estimate import estimate
 from anyxform.hardware import DEVICES, Device, device
@@ -89,15 +90,16 @@ def test_operations_are_those_that_are_done():
     assert cost(recompute=True).backward > found.backward and cost(recompute=True).forward == found.forward
 
 
-def test_of_text_alone_only_what_is_seen_is_counted():
-    """The kernel leaves the rest out."""
-    codes = torch.zeros(20, 1, dtype=torch.long)
-    target = Target("text", codes, torch.arange(20)[:, None], toys()["text"].vocab_size, False)
+@pytest.mark.parametrize("length", [20, LENGTHS[0]])
+def test_of_text_alone_only_what_is_seen_is_counted(length):
+    """The kernel leaves the rest out, and what computes the gradient of longer ones, all but parts of a few blocks."""
+    codes = torch.zeros(length, 1, dtype=torch.long)
+    target = Target("text", codes, torch.arange(length)[:, None], toys()["text"].vocab_size, False)
     row = pack([Example("key", "text>text", (), (), target)] * 3, CONDITIONS)
     with FlopCounterMode(display=False) as real:
         batch_loss(toy_model(**SIZES), row)[0].backward()
     found = estimate(SIZES, toys(), list(CONDITIONS), [row])
-    pairs = 3 * 20 * 21 // 2
+    pairs = 3 * length * (length + 1) // 2
     attention = 2 * 7 * 4 * pairs * 16 * 3
     assert found.forward + found.backward == pytest.approx(real.get_total_flops() + attention, rel=1e-6)
 
