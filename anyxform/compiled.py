@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyxform.attention import sdpa
-from anyxform.layers import Attend, rope
+from anyxform.layers import Attend, Linear, computed_once, rope
 from anyxform.model import Transformer
+from anyxform.quantize import linears
 
 SLOTS = 256
-"""A cache has a multiple of so many, so that few sizes are compiled."""
+"""A cache has a multiple of so many, or a half or a quarter of them, so that few sizes are compiled."""
 
 
 class CompiledStep:
@@ -32,6 +33,8 @@ class CompiledStep:
 
         torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)  # one for each size
         self.model = model
+        if model.norm.weight.device.type == "cpu":
+            _by_rows(model)
         self.graphs = model.norm.weight.is_cuda
         self.of_thread = threading.local()
         mode = "reduce-overhead" if self.graphs else None
@@ -40,7 +43,8 @@ class CompiledStep:
     @staticmethod
     def size(rows: int, slots: int) -> tuple[int, int]:
         """Rows and slots that a cache with room for so many has: few sizes, as each is compiled."""
-        return _power_of_two(rows), -(-slots // SLOTS) * SLOTS
+        unit = min(SLOTS, max(SLOTS // 4, _power_of_two(slots)))
+        return _power_of_two(rows), -(-slots // unit) * unit
 
     def memory(self, shape: Sequence[int]) -> list[Tensor]:
         """Keys of each block, then values, all zero.
@@ -80,6 +84,16 @@ class CompiledStep:
         return states.clone() if self.graphs else states  # the next step writes where these are
 
 
+@torch.no_grad()
+def _by_rows(model: Transformer) -> None:
+    """Lay matrices out as the compiler's loops read them, an output's weights one after another."""
+    for block in model.blocks:
+        for part, name in linears(block):
+            linear = getattr(part, name)
+            if isinstance(linear, Linear):
+                linear.weight = nn.Parameter(linear.weight.contiguous(), requires_grad=False)
+
+
 def _power_of_two(number: int) -> int:
     """The next one, or the number itself."""
     return 1 << (number - 1).bit_length()
@@ -99,7 +113,18 @@ def _attention(keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor) -> Att
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys[rows, slots], values[rows, slots] = k[:, 0].to(keys.dtype), v[:, 0].to(values.dtype)
+        if q.device.type == "cpu":
+            return _looped(q[:, 0], keys, values, mask)
         seen, read = (part.to(q.dtype).transpose(1, 2) for part in (keys, values))
         return sdpa(q.transpose(1, 2), seen, read, mask).transpose(1, 2)
 
     return attend
+
+
+def _looped(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention of queries ``[B, H, C]``, as loops of the compiler: a call of a kernel would take longer."""
+    q = computed_once(q.float() * q.shape[-1] ** -0.5).unflatten(1, (keys.shape[2], -1))  # [B, G, R, C]
+    keys, values = (part.float().transpose(1, 2).unsqueeze(2) for part in (keys, values))  # [B, G, 1, S, C]
+    scores = computed_once((q.unsqueeze(3) * keys).sum(-1)) + mask.float()  # [B, G, R, S]
+    weights = computed_once(scores.softmax(-1))
+    return (weights.unsqueeze(-1) * values).sum(3).flatten(1, 2).to(mask.dtype).unsqueeze(1)

@@ -100,6 +100,41 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
+class Linear(nn.Linear):
+    """A linear layer without bias: of ``[..., I]``, ``[..., O]``."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if compiled_for(x, FEW):
+            return summed_products(x, self.weight)
+        return F.linear(x, self.weight)
+
+
+FEW = 4
+"""Tokens up to which, on CPUs, the compiler's own loop over weights is faster than a library's product of matrices: of
+one token a step is then half as long (docs/speed.md)."""
+
+
+def compiled_for(x: Tensor, most: int) -> bool:
+    """Whether this is being compiled, for a CPU and `most` tokens at most."""
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or x.device.type != "cpu":
+        return False
+    return x.numel() <= most * x.shape[-1]
+
+
+def summed_products(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T``, in fp32 inside, for a compiler that makes one loop of it."""
+    return (computed_once(x.float()).unsqueeze(-2) * weight.float()).sum(-1).to(x.dtype)
+
+
+def computed_once(x: Tensor) -> Tensor:
+    """The same numbers, for a compiler that would else compute them anew for each that reads them."""
+    x = x.contiguous()
+    return x.as_strided(x.shape, x.stride())  # for which it has to be in memory
+
+
 class Attention(nn.Module):
     """Grouped-query attention with normalised queries and keys: mixed modalities diverge without (arXiv 2405.09818).
 
@@ -118,10 +153,10 @@ class Attention(nn.Module):
         super().__init__()
         self.sizes = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
         self.head_dim = head_dim
-        self.qkv = nn.Linear(dim, sum(self.sizes), bias=False)
+        self.qkv = Linear(dim, sum(self.sizes))
         self.q_norm = RMSNorm(head_dim, norm_eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim, norm_eps) if qk_norm else nn.Identity()
-        self.out = nn.Linear(num_heads * head_dim, dim, bias=False)
+        self.out = Linear(num_heads * head_dim, dim)
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
         return self.out(attend(*self.project(x, rope)).flatten(-2))
@@ -137,8 +172,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(dim, 2 * hidden_dim, bias=False)
-        self.down = nn.Linear(hidden_dim, dim, bias=False)
+        self.gate_up = Linear(dim, 2 * hidden_dim)
+        self.down = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)

@@ -38,7 +38,7 @@ TOKENS = 32
 LENGTHS = (4, 96, 6, 12, 8, 5, 16, 64, 10, 4, 24, 7, 128, 9, 5, 32)
 """Tokens of the 16 requests, in the order in which they come: many short ones and a few long."""
 WAYS: tuple[Dtype, ...] = ("fp32", "bf16", "int8")
-STEPS: tuple[tuple[Dtype, str], ...] = (*((it, "") for it in WAYS), ("fp32", ", compiled"), ("int8", ", compiled"))
+STEPS: tuple[tuple[Dtype, str], ...] = (*((it, "") for it in WAYS), *((it, ", compiled") for it in WAYS))
 
 
 @torch.no_grad()
@@ -154,7 +154,7 @@ def captions(preset: str, modalities: dict[str, Modality], pairs: int) -> list[C
 def compiled(preset: str, modalities: dict[str, Modality], pairs: int) -> list[Comparison]:
     """The same captions with a compiled step against without; the time that compiling takes is printed."""
     found, requests = [], [picture(modalities, seed) for seed in range(4)]
-    for dtype in ("fp32", "int8"):
+    for dtype in WAYS:
         eager, other = (prepare(model_of(preset, modalities), dtype) for _ in range(2))
         other.decode_step = CompiledStep(other)
         print(f"{preset}, {dtype}: compiled in {_seconds(partial(_one_by_one, other, modalities, requests)):.1f} s")
@@ -307,17 +307,20 @@ def step_bytes(model: Transformer, rows: int, slots: int) -> int:
 def bandwidth(preset: str, modalities: dict[str, Modality], sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Milliseconds a step, and how much of the bandwidth its bytes make up, for sizes of a batch."""
     found, most = [], read_bandwidth()
-    for dtype in WAYS:
+    for dtype, compiles in STEPS:
         model = prepare(model_of(preset, modalities), dtype)
+        model.decode_step = CompiledStep(model) if compiles else None
         for rows in sizes:
             requests = [picture(modalities, seed) for seed in range(rows)]
             few, many = (_step_seconds(model, modalities, requests, length) for length in (8, 40))
             step = (many - few) / 32
             slots = len(_prefix(requests[0])) + 24
             rate = step_bytes(model, rows, slots) / step / 1e9
-            found.append({"dtype": dtype, "rows": rows, "ms": 1e3 * step, "gb_per_s": rate, "share": rate / most})
+            found.append(
+                {"step": dtype + compiles, "rows": rows, "ms": 1e3 * step, "gb_per_s": rate, "share": rate / most}
+            )
             print(
-                f"{preset}, {dtype}, {rows} rows: {1e3 * step:.2f} ms a step, {rows / step:,.0f} tokens/s, "
+                f"{preset}, {dtype}{compiles}, {rows} rows: {1e3 * step:.2f} ms a step, {rows / step:,.0f} tokens/s, "
                 f"{rate:.1f} GB/s, {rate / most:.2f} of {most:.1f}",
                 flush=True,
             )
