@@ -107,12 +107,12 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if compiled_for(x, FEW):
+        if compiled_for(x, SUMMED):
             return summed_products(x, self.weight)
         return F.linear(x, self.weight)
 
 
-FEW = 4
+SUMMED = 4
 """Tokens up to which, on CPUs, the compiler's own loop over weights is faster than a library's product of matrices: of
 one token a step is then half as long (docs/speed.md)."""
 

@@ -1,5 +1,7 @@
 """Continuous batching: what a request gets does not depend on who shares its batch, and no row is computed in vain."""
 
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,7 @@ from anyxform import generate as module
 from anyxform.compiled import CompiledStep
 from anyxform.continuous import RowCache
 from anyxform.generate import generate
+from anyxform.quantize import Int8Linear
 from anyxform.sampling import Sampling
 from tests.toy import toys
 from tests.toy_generation import decided_model, toy_request
@@ -145,3 +148,30 @@ def test_a_compiled_step_gives_the_same(options):
     model.decode_step = CompiledStep(model, backend="eager")
     found = generate(model, toys(), asked, Sampling(**options), batch_size=3)
     assert [it.codes.tolist() for it in found] == [it.codes.tolist() for it in expected]
+
+
+COMPILER = any(map(shutil.which, [os.environ.get("CXX", "c++"), "g++"]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
+def test_the_compilers_loops_give_the_same(monkeypatch, tmp_path):
+    """Really compiled, of one row, where all products are sums of its own: what is answered, and how likely it is."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model, asked = decided_model(depth=1), requests(2)
+    expected = [generate(model, toys(), [it], Sampling())[0] for it in asked]
+    model.decode_step = CompiledStep(model)
+    found = [generate(model, toys(), [it], Sampling())[0] for it in asked]
+    assert [it.codes.tolist() for it in found] == [it.codes.tolist() for it in expected]
+    assert [it.logprob for it in found] == pytest.approx([it.logprob for it in expected], abs=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_compiled_product_with_int8_weights_is_that_of_its_codes(tokens):
+    """Of one token exactly, by the compiler's front end; of more with inputs in bf16, as without a compiler."""
+    torch.manual_seed(0)
+    layer, x = Int8Linear(torch.randn(48, 32)), torch.randn(tokens, 1, 32)
+    found = torch.compile(layer, backend="eager")(x)
+    exact = x @ (layer.weight.float() * layer.scale.float()[:, None]).T
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-5 if tokens == 1 else 0.1)
+    assert torch.equal(found, layer(x)) == (tokens > 1)
