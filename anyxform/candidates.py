@@ -127,11 +127,11 @@ def _tasks(
     target, tasks = question.direction.target, []
     pairs = list(zip(question.direction.sources, question.sources, strict=True))
     if by in ("own", "both"):
-        sources = tuple(source(modalities[field.modality], value) for field, value in pairs)
+        sources = tuple(source(modalities[field.modality], value, target.modality) for field, value in pairs)
         tasks.append((Request(sources, target), question.codes[place]))
     if by in ("back", "both"):
-        answer = source(modalities[target.modality], question.values[place])
         for field, value in pairs:
+            answer = source(modalities[target.modality], question.values[place], field.modality)
             tasks.append((Request((answer,), Field(field.modality)), _codes(modalities[field.modality], value)))
     return tasks
 

@@ -78,8 +78,11 @@ class Codes:
         return from_bytes(sample.read(ending), modality) if ending in sample.members else None
 
 
-def source(modality: Modality, value: Any, train: bool = False, generator: torch.Generator | None = None) -> Source:
-    """A value as a source of an example; augmented if `train`."""
+def source(
+    modality: Modality, value: Any, wanted: str, train: bool = False, generator: torch.Generator | None = None
+) -> Source:
+    """A value as a source of an example whose target is of the modality `wanted`; augmented if `train`."""
+    modality = modality.as_source_of(wanted)
     tensor = modality.preprocess(value, train=train, generator=generator)
     return Source(modality.name, tensor, modality.source_positions(tensor))
 
@@ -222,7 +225,7 @@ class Examples:
         if not (self.train and drops[1] < self.condition_dropout):  # else without sources, for guidance
             for found in direction.sources:
                 modality = self.modalities[found.modality]
-                sources.append(source(modality, modality.load(fields[found]()), self.train, generator))
+                sources.append(source(modality, modality.load(fields[found]()), wanted.modality, self.train, generator))
         modality = self.modalities[wanted.modality]
         masked = (modality.decoding == "masked") != (self.train and drops[3] < self.other_decoding[modality.name])
         made = target(modality, codes, generator, masked)

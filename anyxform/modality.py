@@ -102,6 +102,9 @@ class Modality(ABC):
     fixed_length: bool = False
     """Whether every target has exactly `max_length` tokens."""
 
+    read_apart_for: tuple[str, ...] = ()
+    """Target modalities whose sources `as_source_of` reads in another way."""
+
     # Files and values
 
     @abstractmethod
@@ -135,6 +138,13 @@ class Modality(ABC):
 
         `values` are preprocessed tensors concatenated on their first axis, `lengths` their first sizes.
         """
+
+    def as_source_of(self, target: str) -> "Modality":
+        """What reads this modality's values where a `target` modality is asked for, by default itself.
+
+        Its `front_end` is this one's: both must give it what it takes.
+        """
+        return self
 
     # Target side: discrete
 

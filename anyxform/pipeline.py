@@ -313,7 +313,9 @@ class Pipeline:
     def request(self, direction: Direction, values: Sequence[Any]) -> Request:
         """A request for the target of a direction, given its sources' values; ValueError: one is too long, say."""
         pairs = zip(direction.sources, values, strict=True)
-        sources = tuple(source(self.modalities[field.modality], value) for field, value in pairs)
+        sources = tuple(
+            source(self.modalities[field.modality], value, direction.target.modality) for field, value in pairs
+        )
         return Request(sources, direction.target)
 
     def job(self, direction: Direction, values: Sequence[Any], seed: int = 0) -> Job:

@@ -125,7 +125,7 @@ def main(seconds: float, keys: str, limit: int) -> None:
     retrieved = judge(Pipeline(model, run.modalities), items)
     torch.set_num_threads(1)
     before = calibration()
-    request = Request((source(run.modalities["text"], items[0].sources[0]),), Field.parse("image:noto"))
+    request = Request((source(run.modalities["text"], items[0].sources[0], "image"),), Field.parse("image:noto"))
     results = [timed(model, run.modalities, request, steps, 8) for steps in (4, 8, 12, 16)]
     other = large(run.modalities, ["noto", marker("image"), marker("text")])
     results += [timed(*other, request, steps, 4) for steps in (4, 8, 12)]

@@ -76,7 +76,7 @@ def test_a_value_that_is_not_divided_is_its_only_word() -> None:
 def test_sources_are_read_where_they_were_trained() -> None:
     model, modalities, generator = toy_model().eval(), toys(), torch.Generator().manual_seed(0)
     requests = [
-        Request((source(modalities[name], modalities[name].example(generator)),), Field("text"))
+        Request((source(modalities[name], modalities[name].example(generator), "text"),), Field("text"))
         for name in ("sound", "text", "sound") * 7
     ]
     found = list(spelt(model, modalities, requests))

@@ -107,7 +107,7 @@ def test_help_shows_every_key_with_its_comment(name: str) -> None:
 
 def test_help_shows_the_options_of_each_group_and_what_is_chosen(own: Path) -> None:
     assert "# model=base|large|mini|nano|small|tiny|xl\n# tiny:\nmodel:\n  # tiny, about" in usage("train")
-    assert "# experiment=demo|starter" in usage("train")
+    assert "# experiment=demo|speech|starter" in usage("train")
     assert "# modality@modality.audio=audio|image|text\n# audio:\nmodality.audio:\n" in usage("train")
     chosen = usage("train", ["model=mine"], own)
     assert "# model=base|broken|large|mine|mini|nano|small|tiny|xl\n# mine:\nmodel:\n  dim: 48 # small" in chosen
@@ -136,7 +136,7 @@ def test_a_config_is_plain_and_resolved() -> None:
     assert list(compose("train", ["~modality@modality.audio"])["modality"]) == ["text", "image"]
 
 
-@pytest.mark.parametrize("experiment", ["starter", "demo"])
+@pytest.mark.parametrize("experiment", ["starter", "demo", "speech"])
 def test_experiments_compose(experiment: str) -> None:
     plain, config = compose("train", []), compose("train", [f"experiment={experiment}"])
     assert plain != config and plain.keys() == config.keys()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
 from anyxform import load
 from anyxform.cli import main
@@ -114,6 +115,14 @@ def test_graphs_know_of_targets_along_their_sources(direction: str, checkpoint: 
     ax = load(checkpoint)
     ax.model.along = frozenset(ax.modalities)
     export(Task(ax.model, ax.modalities, Direction.parse(direction)), tmp_path, "torch", [["a red disc"]])
+
+
+def test_graphs_read_letters_where_the_model_does(checkpoint: Path, tmp_path: Path) -> None:
+    ax = load(checkpoint)
+    ax.modalities["text"].read_apart_for = ("audio",)
+    made = export(Task(ax.model, ax.modalities, Direction.parse("text:en>audio")), tmp_path, "torch", [["a red disc"]])
+    assert made["sources"][0]["recipe"]["tokenizer"] == "letters.json"
+    assert Tokenizer.from_file(str(tmp_path / "letters.json")).encode("a red disc").tokens == [*"aĠredĠdisc"]
 
 
 def test_graphs_go_left_to_right_by_fractions_of_a_position(checkpoint: Path, tmp_path: Path) -> None:

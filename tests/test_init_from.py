@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anyxform import checkpoint, load
 from anyxform.cli import main
+from anyxform.field import Direction
 from anyxform.init_from import begin, open_origin, told
 from anyxform.modality import get_modality
 from anyxform.model import Transformer
@@ -283,6 +284,23 @@ def test_targets_along_their_sources_begin_with_a_checkpoint_of_ours(run_dir: Pa
         == 0
     )
     assert load(tmp_path / "speech").model.along == {"audio"}
+
+
+def test_texts_are_read_letter_by_letter_to_be_said(run_dir: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """In training and in answering; a checkpoint that knew tokens goes on like this."""
+    words = (f"model.init_from={run_dir}", "+modality.text.letters_for=[audio]", "train.steps=1")
+    assert main(tiny.train(tmp_path / "run", *words)) == 0
+    ax, direction = load(tmp_path / "run"), Direction.parse("text:en>audio")
+    assert len(ax.request(direction, ["a red disc"]).sources[0].values) == 10
+    assert len(ax.request(Direction.parse("text:en>image"), ["a red disc"]).sources[0].values) < 10
+    assert ax("a red disc", to="audio").seconds > 0
+
+
+def test_letters_for_a_modality_that_there_is_not_are_an_error(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tiny.train(tmp_path / "run", "+modality.text.letters_for=[audoi]")) == 2
+    assert "text is to be read apart for 'audoi': did you mean 'audio'?" in capsys.readouterr().err
 
 
 def test_tables_of_another_tokenizer_are_left(

@@ -215,7 +215,7 @@ def example(origin: Modality, wanted: Modality, generator: torch.Generator) -> E
     return Example(
         key="one",
         direction=f"{origin.name}>{wanted.name}",
-        sources=(source(origin, origin.example(generator), train=True, generator=generator),),
+        sources=(source(origin, origin.example(generator), wanted.name, train=True, generator=generator),),
         conditions=conditions(Field(wanted.name)),
         target=target(wanted, codes.reshape(len(codes), -1), generator),
     )

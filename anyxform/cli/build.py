@@ -14,7 +14,7 @@ from anyxform.cli.conf import no_such_key, shipped
 from anyxform.data import condition_names
 from anyxform.dataset import Dataset, open_datasets, shards_of
 from anyxform.directions import Directions
-from anyxform.field import Direction, Field
+from anyxform.field import Direction, Field, did_you_mean
 from anyxform.init_from import Origin
 from anyxform.modality import Modality, get_modality
 from anyxform.model import Transformer
@@ -161,6 +161,10 @@ def build_modalities(
         except NoTokenizer:
             if used is None or name in used:
                 raise
+    for name, modality in built.items():
+        for target in modality.read_apart_for:
+            if target not in configs:
+                raise ValueError(f"{name} is to be read apart for {target!r}: {did_you_mean(target, list(configs))}")
     return built
 
 

@@ -28,7 +28,8 @@ def compare(task: Task, items: Sequence[Sequence[Any]], answer: Answers) -> floa
     differs by more than `TOLERANCE`, or an answer has other codes than the model's own.
     """
     options = Sampling(temperature=0, choice_temperature=0, decoding=task.decoding)
-    given = [tuple(map(source, task.sources, item)) for item in items]
+    pairs = [zip(task.sources, item, strict=True) for item in items]
+    given = [tuple(source(it, value, task.target.name) for it, value in pair) for pair in pairs]
     requests = [Request(sources, task.direction.target) for sources in given]
     answers = generate(task.model, task.modalities, requests, options)
     largest = 0.0

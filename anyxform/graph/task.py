@@ -22,7 +22,8 @@ class Task:
 
     @property
     def sources(self) -> list[Modality]:
-        return [self.modalities[field.modality] for field in self.direction.sources]
+        wanted = self.direction.target.modality
+        return [self.modalities[field.modality].as_source_of(wanted) for field in self.direction.sources]
 
     @property
     def target(self) -> Modality:

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,8 +31,8 @@ SPACE, NEWLINE = "Ġ", "Ċ"
 """How byte-level tokens write them."""
 PROBE = (" Ein  Tiger,", "d'été\n12", " 虎🐸")
 """Texts that a tokenizer must give back as they were, also one after the other."""
-TOKENIZER = "tokenizer.json"
-"""The file that the library `tokenizers` reads."""
+TOKENIZER, LETTERS = "tokenizer.json", "letters.json"
+"""Files that the library `tokenizers` reads."""
 
 
 class Text(Modality):
@@ -50,7 +51,7 @@ class Text(Modality):
     most_repeats: ClassVar[int] = 6
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"wer", "cer"})
     training_arguments: ClassVar[frozenset[str]] = frozenset({"augment"})
-    source_arguments: ClassVar[frozenset[str]] = frozenset({"pace"})
+    source_arguments: ClassVar[frozenset[str]] = frozenset({"pace", "letters_for"})
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class Text(Modality):
         tokenizer: str | None = None,
         augment: float = 0.0,
         pace: int = 1,
+        letters_for: Sequence[str] = (),
     ) -> None:
         """`vocab_size`: the most tokens that `fit` may make; `tokenizer`: the JSON of a fitted byte-level tokenizer.
 
@@ -67,14 +69,19 @@ class Text(Modality):
         `augment`: the share of a source's tokens that are taken apart in training, into the two that were merged, and
         of those again, so that a word is known by its parts as well (after BPE dropout, arXiv 1910.13267).
         `pace`: how far a token is from the next; where targets run along their sources, as far as their tokens are.
+        `letters_for`: target modalities for which a text is read letter by letter, each a token, one from the next:
+        how a word is said is in its letters.
         """
+        if isinstance(letters_for, str):
+            raise ValueError(f"text needs letters_for to be a list of modalities, not {letters_for!r}")
         if vocab_size < 256 or max_length < 1 or not 0 <= augment <= 1 or pace < 1 or pace % 1:
             raise ValueError(
                 "text needs vocab_size >= 256, max_length >= 1, augment from 0 to 1 and a whole pace >= 1, "
                 f"not {vocab_size}, {max_length}, {augment} and {pace}"
             )
         self.largest_vocab_size, self.augment, self.pace = vocab_size, augment, pace
-        self.max_length = max_length
+        self.max_length, self.read_apart_for = max_length, tuple(letters_for)
+        self.file = TOKENIZER
         self._use(_byte_tokenizer() if tokenizer is None else _read(tokenizer))
         self.fitted = tokenizer is not None
 
@@ -86,6 +93,19 @@ class Text(Modality):
         self._codes = {number: code for code, number in enumerate(self._ids)}
         self.vocab_size = len(self._ids)
         self._merged = self._merged_from() if self.augment else {}
+        self.__dict__.pop("letters", None)
+
+    @cached_property
+    def letters(self) -> "Text":
+        """The same tokens, but a text is made of those of one byte alone."""
+        tokenizer = json.loads(self.tokenizer.to_str())
+        tokenizer["model"] |= {"merges": [], "ignore_merges": False}
+        letters = Text(self.largest_vocab_size, CHARACTERS * self.max_length, json.dumps(tokenizer))
+        letters.file = LETTERS
+        return letters
+
+    def as_source_of(self, target: str) -> Modality:
+        return self.letters if target in self.read_apart_for else self
 
     def _merged_from(self) -> dict[int, tuple[int, int]]:
         """The codes of the two tokens that one was merged from, by its code."""
@@ -302,6 +322,7 @@ class Text(Modality):
             "tokenizer": self.tokenizer.to_str() if self.fitted else None,
             "augment": self.augment,
             "pace": self.pace,
+            "letters_for": list(self.read_apart_for),
         }
 
     @classmethod
@@ -326,10 +347,10 @@ class Text(Modality):
         return ids
 
     def recipe(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        how: dict[str, Any] = {"normalization": "NFC", "tokenizer": TOKENIZER}
+        how: dict[str, Any] = {"normalization": "NFC", "tokenizer": self.file}
         if list(self._ids) != list(range(len(self._ids))):
             how["ids"] = list(self._ids)  # of the tokenizer, by code
-        return how, {TOKENIZER: self.tokenizer.to_str().encode()}
+        return how, {self.file: self.tokenizer.to_str().encode()}
 
     def metrics(self, predicted: str, reference: str) -> dict[str, Score]:
         """Case and punctuation count; error rates weigh by the reference's length; chrF and BLEU reach 100."""

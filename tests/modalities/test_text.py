@@ -1,5 +1,6 @@
 """Text: nothing is lost on the way through tokens, and its scores are those of jiwer and sacrebleu."""
 
+import pickle
 import unicodedata
 
 import pytest
@@ -60,6 +61,37 @@ def test_sources_are_taken_apart_in_training_and_are_the_same_text(fitted: Text,
 def test_what_would_be_too_long_taken_apart_stays_whole(fitted: Text) -> None:
     text = Text(**fitted.config() | {"augment": 1.0, "max_length": len(fitted.preprocess("red fish"))})
     assert torch.equal(text.preprocess("red fish", train=True), fitted.preprocess("red fish"))
+
+
+def test_letters_are_tokens_for_the_targets_that_are_named(fitted: Text) -> None:
+    """The same text in the same vocabulary, one from the next, however far tokens stand apart."""
+    text = Text(**fitted.config() | {"letters_for": ["audio"], "pace": 3, "augment": 1.0})
+    assert text.as_source_of("image") is text and text.as_source_of("audio") is text.as_source_of("audio")
+    letters = text.as_source_of("audio")
+    tensor = letters.preprocess("une grenouille d'été", train=True, generator=torch.Generator())
+    assert len(tensor) == len("une grenouille d'été".encode()) and tensor.max() < text.vocab_size
+    assert text.from_codes(tensor) == letters.from_codes(tensor) == "une grenouille d'été"
+    assert letters.source_positions(tensor)[:, 0].tolist() == list(range(len(tensor)))
+    assert text.recipe()[1].keys() == {"tokenizer.json"} and letters.recipe()[1].keys() == {"letters.json"}
+    again = pickle.loads(pickle.dumps(text))
+    assert again.config() == text.config() and torch.equal(again.as_source_of("audio").preprocess("été"), tensor[-5:])
+
+
+def test_letters_are_those_of_the_tokenizer_that_was_fitted_last() -> None:
+    text = Text(vocab_size=300, letters_for=["audio"])
+    before = text.as_source_of("audio").preprocess("a red fish")
+    assert torch.equal(before, text.preprocess("a red fish"))  # bytes alone
+    for _ in text.fit(["a red fish", "a red frog"] * 9):
+        pass
+    assert len(text.as_source_of("audio").preprocess("a red fish")) == 10 > len(text.preprocess("a red fish"))
+
+
+def test_a_letter_each_is_no_reason_to_refuse_a_text(fitted: Text) -> None:
+    config = fitted.config() | {"letters_for": ["audio"], "max_length": 8}
+    text, said = Text(**config), "a red fish, a red fish, a red fish"
+    with pytest.raises(ValueError, match="more than max_length=8"):
+        text.preprocess(said)
+    assert len(Text(**config).as_source_of("audio").preprocess(said)) == len(said)
 
 
 def test_the_pace_is_from_a_token_to_the_next() -> None:
