@@ -17,7 +17,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 unit: .venv/installed
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "anyxform needs Python 3.11 or newer, and none was found on the PATH" >&2; exit 1; }
