@@ -166,7 +166,7 @@ class _Packed(torch.autograd.Function):
 def _by_kernel(q: Tensor, k: Tensor, v: Tensor, group: _Group) -> Tensor:
     """Attention ``[B, H, T, C]`` by torch's kernel, whose backward on CPUs takes twice as long in bf16 as in fp32."""
     # the kernel leaves out what no token of a text alone sees
-    if group.text_alone and group.longest in LENGTHS and torch.is_grad_enabled():
+    if group.text_alone and group.longest in LENGTHS and q.is_cpu and torch.is_grad_enabled():
         return CausalAttention.apply(q, k, v)  # type: ignore[return-value]
     return sdpa(q, k, v, None if group.text_alone else group.mask(q.dtype), causal=group.text_alone)
 
